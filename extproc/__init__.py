@@ -1,0 +1,1 @@
+"""A memory filter for Envoy."""

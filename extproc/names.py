@@ -1,0 +1,42 @@
+"""Every name that crosses a process border, once: who sets it, who reads it.
+
+`contract.md` section 2 fixes the headers; Envoy matches header names in lower case, so they stand in lower case here.
+"""
+
+# Headers of a request.
+AGENT_ID_HEADER = "x-ibex-agent-id"
+"""Client sets, gate or identity source reads. UUID."""
+SESSION_ID_HEADER = "x-ibex-session-id"
+"""Client sets (1-64 visible ASCII characters), filter reads, mints when absent, and echoes on the response."""
+USER_ID_HEADER = "x-ibex-user-id"
+"""Client sets (1-128 visible ASCII characters), filter reads: the end user inside the agent."""
+SKIP_MEMORY_HEADER = "x-ibex-skip-memory"
+"""Client sets to 1, true, yes or on; filter reads."""
+REQUEST_ID_HEADER = "x-request-id"
+"""Envoy sets, everyone reads."""
+
+# Headers of a response. The filter sets them; Envoy has a default for each, for when the filter cannot answer.
+MEMORIES_INJECTED_HEADER = "x-ibex-memories-injected"
+CONTEXT_TOKENS_HEADER = "x-ibex-context-tokens"
+CONTEXT_FALLBACK_HEADER = "x-ibex-context-fallback"
+
+# Envoy's dynamic metadata.
+CONTEXT_METADATA = "ibex.context"
+"""Filter sets with the body reply; access log and observer read. Keys: see `extproc.filter.service`."""
+IDENTITY_METADATA = "ibex.identity"
+"""Envoy's set_metadata filter or a team's own filter sets; the filter reads it where the settings say so."""
+
+# Span attributes: GenAI semantic conventions where they have a name, `ibex.` elsewhere. Ids and numbers, never content.
+GEN_AI_OPERATION_NAME = "gen_ai.operation.name"
+GEN_AI_DATA_SOURCE_ID = "gen_ai.data_source.id"
+GEN_AI_REQUEST_MODEL = "gen_ai.request.model"
+GEN_AI_AGENT_ID = "gen_ai.agent.id"
+GEN_AI_CONVERSATION_ID = "gen_ai.conversation.id"
+MEMORY_IDS_ATTRIBUTE = "ibex.memory.ids"
+MEMORY_SCORES_ATTRIBUTE = "ibex.memory.scores"
+MEMORIES_INCLUDED_ATTRIBUTE = "ibex.memory.included"
+CANDIDATES_ATTRIBUTE = "ibex.memory.candidates"
+CONTEXT_TOKENS_ATTRIBUTE = "ibex.context.tokens"
+OUTCOME_ATTRIBUTE = "ibex.context.outcome"
+ORG_ATTRIBUTE = "ibex.org.id"
+REQUEST_ID_ATTRIBUTE = "ibex.request.id"
