@@ -60,6 +60,11 @@ proto: $(VENV)/.ready ## Generate the Python modules beside our .proto files
 	  --plugin=protoc-gen-mypy_grpc=../$(BIN)/protoc-gen-mypy_grpc \
 	  --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $$(find ibex -name '*.proto' | sort)
 
+settings: $(VENV)/.ready ## Write the README's table of settings from the code
+	$(BIN)/python -c 'import re, pathlib, extproc.settings as s; p = pathlib.Path("README.md"); \
+	  p.write_text(re.sub(r"(?s)(<!-- settings -->\n).*?(\n<!-- /settings -->)", \
+	  lambda m: m[1] + s.reference() + m[2], p.read_text()))'
+
 lock: ## Pin again from pyproject.toml (needs uv)
 	set -e; for extra in filter engine stack; do $(UV_COMPILE) pyproject.toml --extra $$extra -o requirements/$$extra.lock; done
 	$(UV_COMPILE) pyproject.toml --extra stack --group dev -o requirements/dev.lock

@@ -1,7 +1,7 @@
 """Every setting, once: type, unit, default and help. The table in the README is made from this file.
 
-The environment is read in one place (`load`), at start, and all mistakes are reported together. Each process reads its own
-class. Nothing here is a service: run-time forms (patterns, clients) are built by `extproc.serve`.
+The environment is read in one place (`load`), at start, and all mistakes are reported together. Each process reads its
+own class. Nothing here is a service: run-time forms (patterns, clients) are built by `extproc.serve`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["EngineSettings", "FilterSettings", "ProcessSettings", "Settings", "SettingsError", "StoreSettings", "load"]
@@ -21,7 +21,7 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="IBEX_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="IBEX_", frozen=True, extra="ignore", populate_by_name=True)
 
 
 class ProcessSettings(Settings):
@@ -33,7 +33,10 @@ class ProcessSettings(Settings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
     otlp_endpoint: str = Field(
-        "", description="OTLP/gRPC receiver of the spans, such as `http://127.0.0.1:4317`; empty: none are exported"
+        "",
+        validation_alias=AliasChoices("IBEX_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="base URL of the OTLP/HTTP receiver of the spans, such as `http://127.0.0.1:4318`; "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT` says the same; empty: none are exported",
     )
     drain_s: Annotated[float, Field(ge=0, le=300)] = Field(
         5.0, description="seconds that running requests get to end after SIGTERM"
@@ -107,9 +110,13 @@ class EngineSettings(ProcessSettings, StoreSettings):
         0.15,
         description="share of the query's information that the best memory must match; below it nothing is injected",
     )
+    namespace_cache_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
+        256 * 1024 * 1024,
+        description="memory for indexed namespaces, about 1.5 kB a memory; the least recently used make room",
+    )
     nonce_key: SecretStr = Field(
         SecretStr("ibex"),
-        description="key of the hash that marks a memory block; give every engine of an installation the same secret value",
+        description="key of the hash that marks a memory block; one secret value for all engines of an installation",
     )
 
 
@@ -125,10 +132,14 @@ def load(kind: type[S], **given: Any) -> S:
         return kind(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         lines = [
-            f"{'IBEX_' + '_'.join(str(part) for part in mistake['loc']).upper()}: {mistake['msg']}"
+            f"{_variable(str(mistake['loc'][0]))}: {mistake['msg']}"
             for mistake in error.errors(include_input=False, include_url=False)
         ]
         raise SettingsError("\n".join(lines)) from None
+
+
+def _variable(field: str) -> str:
+    return field if field.isupper() else f"IBEX_{field.upper()}"
 
 
 def environment_names(kind: type[Settings]) -> list[str]:
@@ -140,3 +151,19 @@ def unknown_variables(*kinds: type[Settings]) -> list[str]:
     """IBEX_ variables in the environment that no class reads: most often a misspelt one."""
     known = {name for kind in kinds for name in environment_names(kind)}
     return sorted(name for name in os.environ if name.startswith("IBEX_") and name not in known)
+
+
+def reference() -> str:
+    """The table of all settings in Markdown, as the README has it (`make settings`)."""
+    readers: dict[str, list[str]] = {}
+    fields: dict[str, Any] = {}
+    for process, kind in (("filter", FilterSettings), ("engine", EngineSettings), ("commands", StoreSettings)):
+        for name, field in kind.model_fields.items():
+            fields[name] = field
+            readers.setdefault(name, []).append(process)
+    rows = ["| variable | default | read by | meaning |", "|---|---|---|---|"]
+    for name, field in fields.items():
+        default = "a fixed text" if isinstance(field.default, SecretStr) else f"`{field.default}`"
+        shown = "" if field.default == "" else default
+        rows.append(f"| `IBEX_{name.upper()}` | {shown} | {', '.join(readers[name])} | {field.description} |")
+    return "\n".join(rows)

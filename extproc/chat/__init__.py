@@ -1,0 +1,24 @@
+"""Chat formats: read a provider's request body, and insert one block into it without touching any other byte.
+
+Pure functions over bytes: no I/O, no clock, no log. The rule of the room: what comes out is `body[:p] + inserted +
+body[p:]`, and whatever a client sends, reading it either works or raises UnreadableBody.
+
+Each public module is one format: OpenAI Chat Completions, OpenAI Responses, Anthropic Messages, Google Gemini.
+"""
+
+from __future__ import annotations
+
+from extproc.chat import anthropic_messages, gemini, openai_chat, openai_responses
+from extproc.chat._request import ChatFormat, ChatRequest, Message, Placement, ReadLimits, UnreadableBody
+from extproc.chat._route import is_json
+
+__all__ = ["ChatFormat", "ChatRequest", "Message", "Placement", "ReadLimits", "UnreadableBody", "recognise"]
+
+_FORMATS: tuple[ChatFormat, ...] = (openai_chat, anthropic_messages, openai_responses, gemini)
+
+
+def recognise(method: str, path: str, content_type: str) -> ChatFormat | None:
+    """The format by `:method`, `:path` and `content-type` (empty when absent); None: this is no chat request."""
+    if not is_json(content_type):
+        return None
+    return next((chat_format for chat_format in _FORMATS if chat_format.recognise(method, path)), None)

@@ -1,0 +1,1 @@
+"""What operators see: spans, metrics, logs. Ids and numbers, never content."""

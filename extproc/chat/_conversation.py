@@ -1,0 +1,201 @@
+"""A conversation as msgspec decodes it: which message counts, what it says, where it lies, how heavy the whole is.
+
+One typed pass over the body validates all of it and leaves contents as `Raw` views. Looked at a second time are only
+the last few messages, and arrays that are long enough to hold a picture. The formats differ in names, and give those.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec import Raw
+
+from extproc.chat._json import ABSENT, decode, is_array, is_object
+from extproc.chat._request import EditPoints, Message, UnreadableBody
+from extproc.chat._span import locate
+from extproc.chat._splice import prefix_place
+from extproc.chat._text import is_text, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from extproc.chat._request import Place, ReadLimits
+
+__all__ = ["Conversation", "Turn", "read_conversation"]
+
+MAX_ELEMENTS: Final = 20_000
+"""Most messages, and most parts of one content. Each costs 1 to 3 µs of Python here at worst, so that a body made to be
+slow stays near the filter's 45 ms; a window of a million tokens leaves 50 for each.
+"""
+
+_LARGE_BYTES: Final = 8192
+"""A field below this is counted as it stands: looking inside would cost more than the estimate gains."""
+_ATTACHMENT_BYTES: Final = 6000
+"""What a large picture, sound or file counts as: 1,500 tokens of four bytes, about a full-size picture."""
+
+_SPEAKERS: Final[dict[str | None, str]] = {"user": "user", "assistant": "assistant", "model": "assistant"}
+"""The roles whose messages are talk; instructions and tool output are not."""
+
+_is_base64 = re.compile(rb'"base64"').search
+
+
+class Turn(msgspec.Struct, gc=False):
+    """One message. `gc=False`: it holds no containers, and the collector need not visit thousands of them."""
+
+    role: str | None
+    content: Raw = ABSENT
+
+
+class _Part(msgspec.Struct, gc=False):
+    """One part of a content, in whichever format: text, or the fields for pictures, sound, files and tool results."""
+
+    type: str | None = None
+    text: Raw = ABSENT
+    image_url: Raw = ABSENT
+    input_audio: Raw = ABSENT
+    file: Raw = ABSENT
+    file_data: Raw = ABSENT
+    inline_data: Raw = ABSENT
+    inline_data_camel: Raw = msgspec.field(default=ABSENT, name="inlineData")
+    source: Raw = ABSENT
+    """Anthropic's, and the only attachment that may be plain text instead."""
+    content: Raw = ABSENT
+    """Of a tool result, which may hold a picture in turn."""
+    function_response: Raw = ABSENT
+    function_response_camel: Raw = msgspec.field(default=ABSENT, name="functionResponse")
+
+    def is_tool_result(self) -> bool:
+        """Must its message directly follow the model's call, so that nothing may be put before it?"""
+        return self.type == "tool_result" or len(self.function_response) + len(self.function_response_camel) > 0
+
+    def surplus(self) -> int:
+        """By how many bytes its own attachments are longer than what they count as."""
+        media = [self.image_url, self.input_audio, self.file, self.file_data, self.inline_data, self.inline_data_camel]
+        if len(self.source) > _LARGE_BYTES and _is_base64(self.source):
+            media.append(self.source)
+        return sum(len(raw) - _ATTACHMENT_BYTES for raw in media if len(raw) > _LARGE_BYTES)
+
+
+_parts_decoder = msgspec.json.Decoder(list[_Part])
+_part_decoder = msgspec.json.Decoder(_Part)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a request says, by its messages alone."""
+
+    query: str
+    recent: tuple[Message, ...]
+    content_bytes: int
+    edits: EditPoints
+
+
+def read_conversation(
+    body: bytes,
+    turns: Sequence[Turn],
+    text_types: frozenset[str | None],
+    limits: ReadLimits,
+    system: Place | None = None,
+    outputs: Iterable[Raw] = (),
+) -> Conversation:
+    """Find the last user message that carries text. Raises UnreadableBody.
+
+    `text_types` are the types of parts that are text; `outputs` are contents outside of messages, for their
+    attachments.
+    """
+    _check_count(turns)
+    index, parts, strings = _last_user(turns, text_types)
+    return Conversation(
+        query=read_text(strings, limits.query_bytes) if strings else "",
+        recent=_recent_messages(turns, index, text_types, limits),
+        content_bytes=_model_bytes(body, turns, index, parts, outputs),
+        edits=_edit_points(body, turns, index, parts, strings, system),
+    )
+
+
+def _check_count(elements: Sequence[object]) -> None:
+    if len(elements) > MAX_ELEMENTS:
+        raise UnreadableBody("too_many_messages")
+
+
+def _last_user(turns: Sequence[Turn], text_types: frozenset[str | None]) -> tuple[int, list[_Part], list[Raw]]:
+    """The last user message that carries text: its index, its parts and its texts; -1 and nothing without one."""
+    for index in range(len(turns) - 1, -1, -1):
+        turn = turns[index]
+        if turn.role == "user":
+            parts = _parts(turn.content)
+            if strings := _texts(turn.content, parts, text_types):
+                return index, parts, strings
+    return -1, [], []
+
+
+def _edit_points(
+    body: bytes, turns: Sequence[Turn], index: int, parts: list[_Part], strings: list[Raw], system: Place | None
+) -> EditPoints:
+    # The last text, not the first: a client that marks a long document as cached puts it before the question, and the
+    # provider's cache holds for everything before the insertion. Both stay put while a tool loop goes on.
+    last_user = prefix_place(body, strings[-1]) if strings else None
+    has_first = len(turns) > 0 and turns[0].content is not ABSENT
+    if last_user is not None and not parts:  # a plain string: content and text are one
+        content_at = last_user.at - 1
+    else:
+        content_at = locate(body, turns[index].content) if strings else -1
+    return EditPoints(
+        last_user=last_user,
+        system=system,
+        user_index=-1 if any(part.is_tool_result() for part in parts) else index,
+        user_content_at=content_at,
+        first_content_at=locate(body, turns[0].content) if has_first else -1,
+        first_role=turns[0].role or "" if turns else "",
+    )
+
+
+def _recent_messages(
+    turns: Sequence[Turn], end: int, text_types: frozenset[str | None], limits: ReadLimits
+) -> tuple[Message, ...]:
+    found: list[Message] = []
+    for index in range(end - 1, -1, -1):
+        if len(found) >= limits.recent_messages:
+            break
+        turn = turns[index]
+        role = _SPEAKERS.get(turn.role)
+        if role is not None and (strings := _texts(turn.content, _parts(turn.content), text_types)):
+            found.append(Message(role, read_text(strings, limits.recent_bytes)))
+    return tuple(reversed(found))
+
+
+def _texts(content: Raw, parts: Iterable[_Part], text_types: frozenset[str | None]) -> list[Raw]:
+    """The strings of a content that hold text, in order: itself, or of its parts."""
+    if is_text(content):
+        return [content]
+    return [part.text for part in parts if part.type in text_types and is_text(part.text)]
+
+
+def _parts(content: Raw) -> list[_Part]:
+    if is_array(content):
+        parts = decode(_parts_decoder, content)
+        _check_count(parts)
+        return parts
+    if is_object(content):  # Gemini takes a single part without its array, and its own examples are written so
+        return [decode(_part_decoder, content)]
+    return []
+
+
+def _model_bytes(body: bytes, turns: Sequence[Turn], index: int, parts: list[_Part], outputs: Iterable[Raw]) -> int:
+    """Bytes of the body that the model will read, roughly; the parts of the message at `index` are known already."""
+    if len(body) <= _LARGE_BYTES:
+        return len(body)
+    known = turns[index].content if parts else ABSENT
+    large = [content for content in chain((turn.content for turn in turns), outputs) if len(content) > _LARGE_BYTES]
+    others = (part for content in large if content is not known for part in _parts(content))
+    return len(body) - sum(map(_surplus, chain(parts, others)))
+
+
+def _surplus(part: _Part) -> int:
+    """With what a tool result holds. No deeper: results do not nest, and each level is one more pass over its bytes."""
+    inner = _parts(part.content) if len(part.content) > _LARGE_BYTES else []
+    return part.surplus() + sum(nested.surplus() for nested in inner)

@@ -1,0 +1,58 @@
+"""JSON values as they stand in a body: decoding with one kind of failure, and what kind of value a `Raw` is."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from extproc.chat._request import UnreadableBody
+
+__all__ = ["ABSENT", "decode", "is_array", "is_object", "is_string", "read_count"]
+
+ABSENT: Final = Raw()
+"""Default of a `Raw` field: the key is not there. No JSON value is empty."""
+
+_STRING = re.compile(rb'"').match
+_ARRAY = re.compile(rb"\[").match
+_OBJECT = re.compile(rb"\{").match
+_COUNT = re.compile(rb"\d{1,9}").fullmatch
+
+T = TypeVar("T")
+
+
+def decode(decoder: msgspec.json.Decoder[T], source: bytes | Raw) -> T:
+    """Decode, with every failure as UnreadableBody.
+
+    It is raised outside the handlers: their errors may hold the client's bytes, and would stay attached to it.
+    """
+    try:
+        return decoder.decode(source)
+    except RecursionError:
+        reason = "too_deep"
+    except msgspec.ValidationError:
+        reason = "wrong_type"
+    except UnicodeDecodeError:
+        reason = "not_utf8"
+    except ValueError:  # msgspec.DecodeError, and what numbers may raise
+        reason = "not_json"
+    raise UnreadableBody(reason)
+
+
+def is_string(raw: Raw) -> bool:
+    return _STRING(raw) is not None
+
+
+def is_array(raw: Raw) -> bool:
+    return _ARRAY(raw) is not None
+
+
+def is_object(raw: Raw) -> bool:
+    return _OBJECT(raw) is not None
+
+
+def read_count(*fields: Raw) -> int | None:
+    """The first of the fields that is a plain non-negative integer; None without one."""
+    return next((int(bytes(field)) for field in fields if _COUNT(field)), None)

@@ -1,0 +1,121 @@
+"""What every chat format gives to the rest of the filter, and where its bytes may be edited. Types only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+__all__ = ["ChatFormat", "ChatRequest", "EditPoints", "Message", "Place", "Placement", "ReadLimits", "UnreadableBody"]
+
+
+class Placement(StrEnum):
+    """Where a block goes. Where a body has no such place, it goes to `LAST_USER`; see each format's `splice`."""
+
+    LAST_USER = "last_user"
+    """At the start of the last non-blank text of the last user message that carries text."""
+    SYSTEM_FIRST = "system_first"
+    """Before everything else that the model reads as instructions."""
+    BEFORE_LAST_USER = "before_last_user"
+    """A user message of its own, right before the last one that carries text."""
+
+
+class UnreadableBody(Exception):
+    """The body cannot be read as its format says. Holds nothing of the client's."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        """One of `not_json`, `not_utf8`, `too_deep`, `too_many_messages`, `wrong_type`, `not_located`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    """As the client wrote it, except Gemini's `model`, which is `assistant` here as everywhere else."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """How much text to take out of a body, in bytes as the body spells them.
+
+    An escape such as `\\u4e2d` is longer in the body than in UTF-8, never shorter, so the text obeys the limit too.
+    """
+
+    query_bytes: int = 4096
+    recent_messages: int = 4
+    recent_bytes: int = 2048
+    """Of each recent message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One insertion at an offset of the body: `before`, then the block as the inside of a JSON string, then `after`."""
+
+    at: int
+    before: bytes
+    after: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EditPoints:
+    """Offsets into the body a request was read from. For this room only."""
+
+    last_user: Place | None = None
+    """None: no user message carries text."""
+    system: Place | None = None
+    """None: not known before the splice (Chat Completions), or there is no place, as with a `null`."""
+    user_index: int = -1
+    """Position of the last user message in its array; -1: nothing may be put right before it."""
+    user_content_at: int = -1
+    """Where that message's content value begins."""
+    first_content_at: int = -1
+    """Where the first message's content value begins; -1: it has none."""
+    first_role: str = ""
+
+
+NO_EDITS = EditPoints()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One chat request as far as memory needs to know it."""
+
+    format: str
+    model: str
+    """Empty when neither body nor path names one."""
+    query: str
+    """Text of the last user message that carries text, cut to `ReadLimits.query_bytes`; empty when there is none."""
+    recent: tuple[Message, ...]
+    """The last user and assistant messages with text before the query, oldest first."""
+    content_bytes: int
+    """Bytes the model will read, roughly: the whole body, where each large picture, sound or file counts as 6,000."""
+    max_output_tokens: int | None
+    """None: the client did not say."""
+    is_streaming: bool
+    edits: EditPoints = field(default=NO_EDITS, repr=False)
+    """Read by the same format's `splice` only."""
+
+
+class ChatFormat(Protocol):
+    """One module for each format."""
+
+    name: str
+
+    def recognise(self, method: str, path: str) -> bool:
+        """Is this a chat request of this format? `path` as in `:path`, query string included."""
+        ...
+
+    def read_request(self, body: bytes, path: str, limits: ReadLimits) -> ChatRequest:
+        """Read a JSON body. Raises UnreadableBody and nothing else, whatever the bytes."""
+        ...
+
+    def splice(self, body: bytes, request: ChatRequest, text: str, placement: Placement) -> bytes:
+        """The body with `text` inserted at one place, every other byte the client's.
+
+        `request` is what `read_request` made of an equal body; `text` can be encoded as UTF-8, so it has no lone
+        surrogates. Never raises then. Without a place for `placement` the text goes to LAST_USER, and where no user
+        message carries text either, or `text` is empty, the body comes back unchanged.
+        """
+        ...

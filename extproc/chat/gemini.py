@@ -1,0 +1,143 @@
+"""Google Gemini, also at Vertex AI: `POST …/models/{model}:generateContent` and `:streamGenerateContent`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from extproc.chat._conversation import Turn, read_conversation
+from extproc.chat._json import ABSENT, decode, is_array, is_object, is_string, read_count
+from extproc.chat._request import ChatRequest, Place, Placement, ReadLimits, UnreadableBody
+from extproc.chat._route import segments
+from extproc.chat._span import locate
+from extproc.chat._splice import ArrayOf, MessageFrame, element_place, key_place, prefix_place, splice_block
+
+__all__ = ["name", "read_request", "recognise", "splice"]
+
+name = "gemini"
+
+_STREAMING: Final = {"generateContent": False, "streamGenerateContent": True}
+"""Methods of a model, and whether they stream."""
+
+
+class _Content(Turn, gc=False):
+    role: str | None = "user"
+    content: Raw = msgspec.field(default=ABSENT, name="parts")
+
+
+class _Text(msgspec.Struct, gc=False):
+    text: Raw = ABSENT
+
+
+class _Generation(msgspec.Struct, gc=False):
+    camel: Raw = msgspec.field(default=ABSENT, name="maxOutputTokens")
+    snake: Raw = msgspec.field(default=ABSENT, name="max_output_tokens")
+
+
+class _Common(msgspec.Struct, gc=False, kw_only=True):
+    system_camel: Raw = msgspec.field(default=ABSENT, name="systemInstruction")
+    system_snake: Raw = msgspec.field(default=ABSENT, name="system_instruction")
+    generation_camel: Raw = msgspec.field(default=ABSENT, name="generationConfig")
+    generation_snake: Raw = msgspec.field(default=ABSENT, name="generation_config")
+
+
+class _Body(_Common, gc=False):
+    contents: list[_Content]
+
+
+class _SingleBody(_Common, gc=False):
+    contents: _Content
+    """The API takes one content without its array, and its own examples are written so."""
+
+
+class _Array(ArrayOf):
+    array: Raw = msgspec.field(name="contents")
+
+
+_decoder = msgspec.json.Decoder(_Body)
+_single_decoder = msgspec.json.Decoder(_SingleBody)
+_parts_decoder = msgspec.json.Decoder(_Content)
+_text_decoder = msgspec.json.Decoder(_Text)
+_generation_decoder = msgspec.json.Decoder(_Generation)
+_TEXT_TYPES: frozenset[str | None] = frozenset({None})
+_FRAME = MessageFrame(msgspec.json.Decoder(_Array), b'{"role":"user","parts":[{"text":"', b'"}]}')
+
+
+def recognise(method: str, path: str) -> bool:
+    parts = segments(path)
+    return method == "POST" and parts[-2:-1] == ["models"] and _model_and_method(parts)[1] in _STREAMING
+
+
+def read_request(body: bytes, path: str, limits: ReadLimits) -> ChatRequest:
+    """Model and streaming are in the path."""
+    model, method = _model_and_method(segments(path))
+    read = _decode(body)
+    system = _system_place(body, read)
+    if isinstance(read, _SingleBody):
+        contents = [read.contents]
+        found = read_conversation(body, contents, _TEXT_TYPES, limits, system)
+        edits = replace(found.edits, user_index=-1)
+    else:
+        contents = read.contents
+        found = read_conversation(body, contents, _TEXT_TYPES, limits, system)
+        edits = found.edits
+    return ChatRequest(
+        format=name,
+        model=model,
+        query=found.query,
+        recent=found.recent,
+        content_bytes=found.content_bytes,
+        max_output_tokens=_max_output_tokens(read),
+        is_streaming=_STREAMING.get(method, False),
+        edits=edits,
+    )
+
+
+def splice(body: bytes, request: ChatRequest, text: str, placement: Placement) -> bytes:
+    """`SYSTEM_FIRST` is a new first part of the system instruction, the beginning of its only part, or that key.
+
+    It is LAST_USER where the instruction is `null` or has no parts. So is `BEFORE_LAST_USER` where `contents` is no
+    array, or where the last user message holds a function's response too: that must directly follow the model's call.
+    """
+    return splice_block(body, request.edits, text, placement, _FRAME)
+
+
+def _model_and_method(parts: list[str]) -> tuple[str, str]:
+    model, _, method = parts[-1].rpartition(":")
+    return model, method
+
+
+def _decode(body: bytes) -> _Body | _SingleBody:
+    """The array first: a single content is refused as soon as it is met."""
+    try:
+        return decode(_decoder, body)
+    except UnreadableBody as error:
+        if error.reason != "wrong_type":
+            raise
+    return decode(_single_decoder, body)
+
+
+def _system_place(body: bytes, read: _Common) -> Place | None:
+    """Of two spellings of the key the later one counts, as with any duplicate key."""
+    given = [raw for raw in (read.system_camel, read.system_snake) if raw is not ABSENT]
+    if not given:
+        return key_place(body, b'"systemInstruction":{"parts":[{"text":"', b'"}]}')
+    instruction = max(given, key=lambda raw: locate(body, raw))
+    parts = decode(_parts_decoder, instruction).content if is_object(instruction) else ABSENT
+    if is_array(parts):
+        return element_place(body, parts, b'{"text":"', b'"}')
+    if is_object(parts):
+        text = decode(_text_decoder, parts).text
+        return prefix_place(body, text) if is_string(text) else None
+    return None
+
+
+def _max_output_tokens(read: _Common) -> int | None:
+    for config in (read.generation_camel, read.generation_snake):
+        if is_object(config):
+            generation = decode(_generation_decoder, config)
+            return read_count(generation.camel, generation.snake)
+    return None

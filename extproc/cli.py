@@ -1,0 +1,117 @@
+"""The commands, and nothing else: each reads its settings, imports its process and runs it."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from extproc.settings import EngineSettings, FilterSettings, SettingsError, StoreSettings, load
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="extproc",
+    help="A memory filter for Envoy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+DataOption = Annotated[Path | None, typer.Option("--data", help="Directory of the embedded stores.", metavar="DIR")]
+
+
+def main() -> NoReturn:
+    """Entry point of the `extproc` command."""
+    from extproc.serve import StartError
+
+    _mount_optional_commands()
+    try:
+        app()
+    except (SettingsError, StartError) as error:
+        typer.echo(f"extproc: {error}", err=True)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _mount_optional_commands() -> None:
+    """A filter pod is installed without the store: it has no `memory` command instead of a broken one."""
+    if find_spec("sqlalchemy") is None:
+        return
+    from extproc.context.commands import app as memory
+
+    app.add_typer(memory, name="memory")
+
+
+@app.command("filter")
+def run_filter(
+    listen: Annotated[str | None, typer.Option(help="host:port or unix:/path for Envoy.")] = None,
+    engine: Annotated[str | None, typer.Option(help="gRPC target of the engine.")] = None,
+    admin: Annotated[str | None, typer.Option(help="host:port of /health, /ready and /metrics.")] = None,
+) -> None:
+    """The external processor that Envoy calls."""
+    from extproc import serve
+
+    serve.run_filter(load(FilterSettings, filter_listen=listen, engine_address=engine, admin_listen=admin))
+
+
+@app.command("engine")
+def run_engine(
+    listen: Annotated[str | None, typer.Option(help="host:port or unix:/path for the filters.")] = None,
+    admin: Annotated[str | None, typer.Option(help="host:port of /health, /ready and /metrics.")] = None,
+    data: DataOption = None,
+) -> None:
+    """The service that finds, scores and renders memories."""
+    from extproc import serve
+
+    serve.run_engine(load(EngineSettings, engine_listen=listen, admin_listen=admin, data=data))
+
+
+@app.command("migrate")
+def migrate(data: DataOption = None) -> None:
+    """Create the database's tables, or bring them up to this release. Safe to run again, and while others run."""
+    from extproc.memory.store import StoreError, open_store, store_url
+
+    settings = load(StoreSettings, data=data)
+    try:
+        open_store(settings).close()
+    except StoreError as error:
+        typer.echo(f"extproc migrate: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{store_url(settings)} is up to date")
+
+
+@app.command("up")
+def up(
+    listen: Annotated[str, typer.Option(help="host:port of the gateway.")] = "127.0.0.1:8080",
+    provider: Annotated[
+        str | None, typer.Option(help="URL of a real provider; without it a stand-in answers.", metavar="URL")
+    ] = None,
+    otlp: Annotated[str | None, typer.Option(help="OTLP/HTTP receiver of all spans.", metavar="URL")] = None,
+    data: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON once everything answers.")] = False,
+) -> None:
+    """Everything on this machine: a real Envoy, the filter, the engine, a stand-in provider. Ctrl-C ends it."""
+    from extproc.stack.up import StackError, run
+
+    try:
+        run(listen=listen, provider=provider, otlp=otlp, data=data, as_json=as_json)
+    except StackError as error:
+        typer.echo(f"extproc up: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command("doctor")
+def doctor(
+    data: DataOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+) -> None:
+    """Look for what would keep this installation from working, and say what to do about it."""
+    from extproc.stack.doctor import examine, show
+
+    findings = examine(data)
+    show(findings, as_json=as_json)
+    raise typer.Exit(1 if any(finding.is_problem for finding in findings) else 0)

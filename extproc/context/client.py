@@ -1,0 +1,122 @@
+"""Asks an engine for context: any `ibex.context.v1.ContextAssemblyService`, ours or another's.
+
+A failure is a value: the filter turns it into the request's outcome. Nothing that an engine does raises out of
+`assemble`, but cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from ibex.context.v1 import context_pb2
+
+__all__ = ["MAX_CONTEXT_BYTES", "EngineAnswer", "EngineClient", "EngineFailure", "MemoryHit"]
+
+MAX_CONTEXT_BYTES = 256 * 1024
+"""A longer text is an engine gone wrong: 64 times the default budget of 1,024 tokens."""
+
+_METHOD = "/ibex.context.v1.ContextAssemblyService/AssembleContext"
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    # The first request after an engine came back must not wait for a second of back-off.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Finds a host that vanished without a word; a connection that was idle for a while is tried before it is needed.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.max_receive_message_length", 4 * MAX_CONTEXT_BYTES),
+)
+
+
+class EngineFailure(StrEnum):
+    TIMEOUT = "timeout"
+    UNAVAILABLE = "unavailable"
+    """Not reachable, or so full that it refused at once."""
+    ERROR = "error"
+    """It answered with an error, or with something that is no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryHit:
+    """One memory of the block."""
+
+    id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAnswer:
+    text: str
+    """What to inject; empty: nothing."""
+    memories: int
+    tokens: int
+    candidates: int
+    engine_ms: int
+    hits: tuple[MemoryHit, ...] = field(default=())
+    """Empty where the engine does not tell."""
+
+
+class EngineClient:
+    """One channel to one target, which may be a load-balanced name. Close with `close`."""
+
+    def __init__(self, target: str) -> None:
+        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        # The answer is taken as bytes and parsed here, so that rubbish is our failure to name, not grpcio's to raise.
+        self._assemble: grpc.aio.UnaryUnaryMultiCallable[context_pb2.AssembleContextRequest, bytes] = (
+            self._channel.unary_unary(_METHOD, request_serializer=context_pb2.AssembleContextRequest.SerializeToString)
+        )
+
+    async def assemble(
+        self, request: context_pb2.AssembleContextRequest, timeout_s: float, traceparent: str | None
+    ) -> EngineAnswer | EngineFailure:
+        """Ask once, within `timeout_s` seconds. There is no second try: there would be no time for it."""
+        metadata = (("traceparent", traceparent),) if traceparent else None
+        try:
+            raw = await self._assemble(request, timeout=timeout_s, metadata=metadata)
+            answer = context_pb2.AssembleContextResponse.FromString(raw)
+        except grpc.aio.AioRpcError as error:
+            return _failure_of(error.code())
+        except DecodeError:
+            return EngineFailure.ERROR
+        return _read_answer(answer)
+
+    async def is_ready(self, timeout_s: float) -> bool:
+        """Whether a connection stands, or can be made within `timeout_s` seconds."""
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def _failure_of(code: grpc.StatusCode) -> EngineFailure:
+    match code:
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return EngineFailure.TIMEOUT
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return EngineFailure.UNAVAILABLE
+        case _:
+            return EngineFailure.ERROR
+
+
+def _read_answer(answer: context_pb2.AssembleContextResponse) -> EngineAnswer | EngineFailure:
+    text = answer.assembled_context
+    memories, tokens = answer.memories_included, answer.tokens_used
+    if memories < 0 or tokens < 0 or len(text) > MAX_CONTEXT_BYTES:
+        return EngineFailure.ERROR
+    hits = tuple(
+        MemoryHit(memory.memory_id, memory.composite_score)
+        for memory in answer.memories_used
+        if memory.exclusion in ("included", "")
+    )
+    metrics = answer.metrics
+    return EngineAnswer(text, memories, tokens, metrics.candidates_evaluated, metrics.total_ms, hits)

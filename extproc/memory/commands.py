@@ -1,0 +1,372 @@
+"""`extproc memory …`: managing memories by hand. A running engine sees each change at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from extproc.settings import SettingsError, StoreSettings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import IO
+
+    from extproc.memory.model import Memory, Namespace
+    from extproc.memory.store import MemoryStore
+
+__all__ = ["AgentOption", "DataOption", "JsonOption", "OrgOption", "UserOption", "app", "opened", "printable", "whose"]
+
+IMPORT_BATCH = 500
+"""Lines in one transaction: short enough that other writers hardly wait."""
+PAGE = 500
+
+app = typer.Typer(help="Add, find, move and forget memories.", no_args_is_help=True)
+
+OrgOption = Annotated[str, typer.Option("--org", help="organisation, a UUID; none: that of `extproc up`")]
+AgentOption = Annotated[str, typer.Option("--agent", help="agent, a UUID; none: that of `extproc up`")]
+UserOption = Annotated[str, typer.Option("--user", help="end user inside the agent; none: the agent's own memories")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="directory that holds memories.db; else IBEX_DATABASE_URL or IBEX_DATA")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+CategoryOption = Annotated[
+    str, typer.Option("--category", help="factual, preference, behavioral, episodic or procedural")
+]
+ConfidenceOption = Annotated[float, typer.Option("--confidence", help="0 to 1")]
+
+
+@app.command()
+def add(
+    text: Annotated[str, typer.Argument(help="what to remember; - reads it from standard input")],
+    org: OrgOption = "",
+    agent: AgentOption = "",
+    user: UserOption = "",
+    category: CategoryOption = "factual",
+    confidence: ConfidenceOption = 0.8,
+    data: DataOption = None,
+    as_json_: JsonOption = False,
+) -> None:
+    """Remember a text. The same text again gives the same memory."""
+    from extproc.memory.model import InvalidValue, new_memory, parse_category
+
+    namespace = whose(org, agent, user, data)
+    content = sys.stdin.read() if text == "-" else text
+    try:
+        memory = new_memory(
+            namespace,
+            content,
+            id=_new_id(),
+            now=datetime.now(UTC),
+            category=parse_category(category),
+            confidence=confidence,
+        )
+    except InvalidValue as error:
+        fail(str(error))
+    with opened(data) as store:
+        added = store.add(memory)
+    if as_json_:
+        typer.echo(json.dumps({"id": added.id, "is_new": added.is_new}))
+    else:
+        typer.echo(added.id if added.is_new else f"{added.id} (was there already)")
+
+
+@app.command("list")
+def list_(
+    org: OrgOption = "",
+    agent: AgentOption = "",
+    user: UserOption = "",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="most memories to show")] = 100,
+    data: DataOption = None,
+    as_json_: JsonOption = False,
+) -> None:
+    """Show what a user of an agent can be reminded of: the user's own memories and the agent's."""
+    with opened(data) as store:
+        memories = store.page(whose(org, agent, user, data), limit)
+    if as_json_:
+        typer.echo(json.dumps([as_json(memory) for memory in memories], ensure_ascii=False))
+        return
+    for memory in memories:
+        about = f"{memory.created_at:%Y-%m-%d}  {memory.category:<10}  {memory.user_id or '(agent)'}"
+        typer.echo(f"{memory.id}  {about}  {printable(memory.content)}")
+    if not memories:
+        typer.echo("No memories here yet; `extproc memory add` makes one.", err=True)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(help="JSON Lines, as `export` writes them; - is standard input")],
+    org: Annotated[str, typer.Option("--org", help="for lines without org_id")] = "",
+    agent: Annotated[str, typer.Option("--agent", help="for lines without agent_id")] = "",
+    user: Annotated[str, typer.Option("--user", help="for lines without user_id")] = "",
+    data: DataOption = None,
+    as_json_: JsonOption = False,
+) -> None:
+    """Add many memories, one JSON object with at least `content` a line. Bad lines are reported and left out."""
+    counts = {"added": 0, "known": 0, "bad": 0}
+    with opened(data) as store, _reading(file) as lines:
+        for batch in _batches(_parsed(lines, {"org_id": org, "agent_id": agent, "user_id": user}, counts)):
+            for (number, _), added in zip(batch, store.add_many([memory for _, memory in batch]), strict=True):
+                if added is None:
+                    _bad_line(number, "another memory has this id already", counts)
+                else:
+                    counts["added" if added.is_new else "known"] += 1
+            _progress(f"{counts['added']:,} added, {counts['known']:,} known, {counts['bad']:,} bad")
+    _progress_ended()
+    if as_json_:
+        typer.echo(json.dumps(counts))
+    else:
+        typer.echo(f"{counts['added']} added, {counts['known']} there already, {counts['bad']} bad")
+    if counts["bad"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    org: OrgOption = "",
+    agent: AgentOption = "",
+    file: Annotated[str, typer.Argument(help="where to write JSON Lines; - is standard output")] = "-",
+    user: UserOption = "",
+    data: DataOption = None,
+    as_json_: Annotated[bool, typer.Option("--json", help="the summary as JSON, on standard error")] = False,
+) -> None:
+    """Write the memories that a user of an agent can see, one JSON object a line."""
+    written = 0
+    with opened(data) as store, _writing(file) as out:
+        for memory in _all(store, whose(org, agent, user, data)):
+            out.write(json.dumps(as_json(memory), ensure_ascii=False) + "\n")
+            written += 1
+            if written % PAGE == 0:
+                _progress(f"{written:,} written")
+    _progress_ended()
+    typer.echo(json.dumps({"written": written}) if as_json_ else f"{written} written", err=True)
+
+
+@app.command()
+def forget(
+    org: OrgOption = "",
+    agent: AgentOption = "",
+    memory_id: Annotated[str, typer.Argument(help="the id that `list` shows")] = "",
+    user: UserOption = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="all memories of --user; without --user, all of the agent's own")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    data: DataOption = None,
+    as_json_: JsonOption = False,
+) -> None:
+    """Remove memories for good. Nothing of them stays in the store."""
+    from extproc.memory.model import InvalidValue, parse_uuid
+
+    namespace = whose(org, agent, user, data)
+    if bool(memory_id) == everything:
+        fail("say what to forget: either the id of a memory or --all")
+    owner = f"user {user}" if user else "the agent itself"
+    with opened(data) as store:
+        if everything:
+            if not yes:
+                typer.confirm(f"Remove every memory of {owner} (agent {namespace.agent_id})?", abort=True, err=True)
+            removed = store.forget_all(namespace)
+        else:
+            try:
+                removed = int(store.forget(namespace, parse_uuid(memory_id, "the id")))
+            except InvalidValue as error:
+                fail(str(error))
+            if not removed:
+                fail(f"no memory {memory_id} of {owner}; `extproc memory list` shows what there is")
+    if as_json_:
+        typer.echo(json.dumps({"removed": removed}))
+    else:
+        typer.echo(f"{removed} {'memory' if removed == 1 else 'memories'} of {owner} removed")
+
+
+def fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def whose(org: str, agent: str, user: str, data: Path | None) -> Namespace:
+    """The namespace that the options name; without org and agent, that of the `extproc up` in the data directory."""
+    from extproc.memory.demo import Demo, DemoError
+    from extproc.memory.model import InvalidValue, Namespace
+
+    try:
+        if not org and not agent and (demo := Demo.find(load(StoreSettings, data=data).data)) is not None:
+            org, agent = demo.org_id, demo.agent_id
+        return Namespace.parse(org, agent, user)
+    except InvalidValue as error:
+        # The message names the field; the option has the same name without `_id`.
+        fail("--" + str(error).replace("_id", "", 1))
+    except (DemoError, SettingsError) as error:
+        fail(str(error))
+
+
+@contextmanager
+def opened(data: Path | None) -> Iterator[MemoryStore]:
+    """The store that the options and the environment name, made when absent. Its errors end the command with a word."""
+    from extproc.memory.store import StoreError, open_store
+
+    try:
+        settings = load(StoreSettings, data=data, database_url="" if data else None)
+        store = open_store(settings)
+    except (SettingsError, StoreError) as error:
+        fail(str(error))
+    try:
+        yield store
+    except StoreError as error:
+        fail(str(error))
+    finally:
+        store.close()
+
+
+def as_json(memory: Memory) -> dict[str, object]:
+    """A row as `export` writes and `import` reads it."""
+    row = {field.name: getattr(memory, field.name) for field in fields(memory)}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+
+
+def _from_json(line: str, defaults: dict[str, str]) -> Memory:
+    """Raises InvalidValue."""
+    from extproc.memory.model import InvalidValue, Namespace, Source, new_memory, parse_category
+
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise InvalidValue("not JSON") from None
+    if not isinstance(row, dict):
+        raise InvalidValue("not a JSON object")
+
+    def text(name: str, default: str = "") -> str:
+        value = row.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise InvalidValue(f"{name} is not a string")
+        return value
+
+    def moment(name: str) -> datetime | None:
+        value = text(name)
+        try:
+            parsed = datetime.fromisoformat(value) if value else None
+        except ValueError:
+            raise InvalidValue(f"{name} is not a time such as 2025-03-01T12:00:00Z") from None
+        return parsed if parsed is None or parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+    confidence, turn_index, metadata = row.get("confidence", 0.8), row.get("turn_index"), row.get("metadata") or {}
+    if not isinstance(confidence, int | float) or isinstance(confidence, bool):
+        raise InvalidValue("confidence is not a number")
+    if turn_index is not None and not isinstance(turn_index, int):
+        raise InvalidValue("turn_index is not an integer")
+    if not isinstance(metadata, dict):
+        raise InvalidValue("metadata is not an object")
+    if text("status", "active") != "active":
+        raise InvalidValue("status is not active; only active memories are imported")
+    # A user_id of null says "agent-wide", and is not the absence of one.
+    owner = {
+        name: "" if name in row and row[name] is None else text(name, default) for name, default in defaults.items()
+    }
+    return new_memory(
+        Namespace.parse(**owner),
+        text("content"),
+        id=text("id") or _new_id(),
+        now=datetime.now(UTC),
+        category=parse_category(text("category", "factual")),
+        confidence=float(confidence),
+        source=Source.IMPORTED,
+        created_at=moment("created_at"),
+        session_id=text("session_id") or None,
+        turn_index=turn_index,
+        valid_from=moment("valid_from"),
+        valid_until=moment("valid_until"),
+        metadata=metadata,
+    )
+
+
+def _parsed(lines: Iterable[str], defaults: dict[str, str], counts: dict[str, int]) -> Iterator[tuple[int, Memory]]:
+    """The good lines with their numbers, from 1; empty lines are passed over."""
+    from extproc.memory.model import InvalidValue
+
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, _from_json(line, defaults)
+        except InvalidValue as error:
+            _bad_line(number, str(error), counts)
+
+
+def _batches(items: Iterable[tuple[int, Memory]]) -> Iterator[list[tuple[int, Memory]]]:
+    batch: list[tuple[int, Memory]] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == IMPORT_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _all(store: MemoryStore, namespace: Namespace) -> Iterator[Memory]:
+    after = ""
+    while page := store.page(namespace, PAGE, after):
+        yield from page
+        after = page[-1].id
+
+
+def _bad_line(number: int, reason: str, counts: dict[str, int]) -> None:
+    counts["bad"] += 1
+    typer.echo(f"line {number}: {reason}", err=True)
+
+
+@contextmanager
+def _reading(file: str) -> Iterator[IO[str]]:
+    if file == "-":
+        yield sys.stdin
+        return
+    try:
+        # A line that is no UTF-8 is one bad line, not the end of the import.
+        opened_file = Path(file).open(encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror}")
+    with opened_file:
+        yield opened_file
+
+
+@contextmanager
+def _writing(file: str) -> Iterator[IO[str]]:
+    if file == "-":
+        yield sys.stdout
+        return
+    try:
+        opened_file = Path(file).open("w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        fail(f"{file} cannot be written: {error.strerror}")
+    with opened_file:
+        yield opened_file
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        typer.echo(f"\r{text}", err=True, nl=False)
+
+
+def _progress_ended() -> None:
+    if sys.stderr.isatty():
+        typer.echo("", err=True)
+
+
+def printable(text: str) -> str:
+    """For a terminal: one line, nothing that moves the cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _new_id() -> str:
+    import uuid_utils
+
+    return str(uuid_utils.uuid7())

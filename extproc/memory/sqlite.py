@@ -1,0 +1,367 @@
+"""Memories in one SQLite file, for one machine. Its write-ahead log lets readers and one writer work side by side."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, bindparam, create_engine, delete, event, or_, select, text, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from extproc.memory.model import Category, Memory, Namespace, Source, Status
+from extproc.memory.schema import HEAD, memories, memory_versions
+from extproc.memory.store import Added, ScoreUpdate, StoreError, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from sqlalchemy import ColumnElement, Connection, Engine
+    from sqlalchemy.engine import Row
+
+    from extproc.memory.store import Snapshot
+
+__all__ = ["SqliteMemoryStore", "migrate"]
+
+BUSY_TIMEOUT_MS = 5_000
+"""How long a writer waits for another: an import commits every few hundred rows, far more often than this."""
+BATCH_ROWS = 32
+"""Rows read at once: with indexing about 1 ms, after which another thread may have the interpreter."""
+_MIGRATE_TIMEOUT_S = 30.0
+
+_COLUMNS = [column for column in memories.c if column.name != "revision"]
+"""In the order of Memory's fields."""
+
+
+def migrate(url: str) -> None:
+    """Create the file, its directory and its tables, or bring them up to date. Raises StoreError."""
+    engine = _engine(url)
+    try:
+        _use_write_ahead_log(engine)
+        with _writing(engine) as connection:
+            if _revision(connection) != HEAD:
+                from extproc.memory.migrations import upgrade
+
+                upgrade(connection)
+    finally:
+        engine.dispose()
+
+
+class SqliteMemoryStore:
+    def __init__(self, engine: Engine) -> None:
+        """Of an engine whose tables exist; `open` is the usual way in."""
+        self._engine = engine
+        self._watch = _Watch(engine)
+
+    @classmethod
+    def open(cls, url: str) -> SqliteMemoryStore:
+        migrate(url)
+        return cls(_engine(url))
+
+    def close(self) -> None:
+        self._watch.close()
+        self._engine.dispose()
+
+    def check(self) -> None:
+        with _reading(self._engine) as connection:
+            connection.execute(select(memory_versions.c.changes).limit(1)).all()
+
+    def version(self, org_id: str, agent_id: str) -> Version:
+        return self._watch.version(org_id, agent_id)
+
+    @contextmanager
+    def snapshot(self, partition: Namespace) -> Iterator[Snapshot]:
+        with _reading(self._engine) as connection:
+            yield _Snapshot(connection, partition)
+
+    def add(self, memory: Memory) -> Added:
+        (added,) = self.add_many([memory])
+        if added is None:
+            raise StoreError(f"another memory has the id {memory.id} already")
+        return added
+
+    def add_many(self, batch: Sequence[Memory]) -> list[Added | None]:
+        places: dict[Namespace, list[int]] = {}
+        for place, memory in enumerate(batch):
+            places.setdefault(Namespace(memory.org_id, memory.agent_id, memory.user_id), []).append(place)
+        added: list[Added | None] = [None] * len(batch)
+        with _writing(self._engine) as connection:
+            for partition, its in places.items():
+                results = _add_partition(connection, partition, [batch[place] for place in its])
+                for place, result in zip(its, results, strict=True):
+                    added[place] = result
+        return added
+
+    def page(self, namespace: Namespace, limit: int = 100, after: str = "") -> list[Memory]:
+        query = select(*_COLUMNS).where(_visible(namespace), memories.c.id > after).order_by(memories.c.id).limit(limit)
+        with _reading(self._engine) as connection:
+            return [_memory(row) for row in connection.execute(query)]
+
+    def get(self, namespace: Namespace, memory_id: str) -> Memory | None:
+        query = select(*_COLUMNS).where(_visible(namespace), memories.c.id == memory_id)
+        with _reading(self._engine) as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _memory(row)
+
+    def forget(self, partition: Namespace, memory_id: str) -> bool:
+        return self._delete(partition, memories.c.id == memory_id) == 1
+
+    def forget_all(self, partition: Namespace) -> int:
+        return self._delete(partition)
+
+    def _delete(self, partition: Namespace, *which: ColumnElement[bool]) -> int:
+        with _writing(self._engine) as connection:
+            removed = connection.execute(delete(memories).where(_owned(partition), *which)).rowcount
+            if removed:
+                _bump(connection, partition.org_id, partition.agent_id, removals=1)
+        if removed:
+            # The log still holds the text until it is written back; a busy reader only delays that.
+            with _reading(self._engine) as connection:
+                connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+        return removed
+
+    def record_retrievals(self, counts: Mapping[tuple[str, str], int], at: datetime) -> None:
+        if not counts:
+            return
+        c = memories.c
+        counted = (
+            update(memories)
+            .where(c.org_id == bindparam("org"), c.id == bindparam("memory"))
+            .values(retrieval_count=c.retrieval_count + bindparam("count"), last_retrieved_at=bindparam("at"))
+        )
+        with _writing(self._engine) as connection:
+            values = [{"org": org, "memory": id_, "count": count, "at": at} for (org, id_), count in counts.items()]
+            connection.execute(counted, values)
+
+    def move_usefulness(self, org_id: str, memory_ids: Sequence[str], step: float) -> list[ScoreUpdate]:
+        c = memories.c
+        updates = []
+        with _writing(self._engine) as connection:
+            revisions: dict[str, int] = {}
+            for memory_id in dict.fromkeys(memory_ids):
+                mine = and_(c.org_id == org_id, c.id == memory_id)
+                row = connection.execute(select(c.agent_id, c.usefulness).where(mine)).one_or_none()
+                if row is None:
+                    continue
+                new = min(1.0, max(0.0, row.usefulness + step))
+                if new != row.usefulness:
+                    if row.agent_id not in revisions:
+                        revisions[row.agent_id] = _bump(connection, org_id, row.agent_id)
+                    changed = {"usefulness": new, "revision": revisions[row.agent_id], "updated_at": datetime.now(UTC)}
+                    connection.execute(update(memories).where(mine).values(changed))
+                updates.append(ScoreUpdate(memory_id, row.usefulness, new))
+        return updates
+
+
+def _add_partition(connection: Connection, partition: Namespace, new: Sequence[Memory]) -> list[Added | None]:
+    """Within a transaction that no other writer shares, so what is looked up stays true."""
+    c = memories.c
+    hashes = [memory.content_hash for memory in new]
+    same = select(c.content_hash, c.id).where(_owned(partition), c.status == Status.ACTIVE, c.content_hash.in_(hashes))
+    by_hash: dict[str, str] = {row.content_hash: row.id for row in connection.execute(same)}
+    taken = set(connection.execute(select(c.id).where(c.id.in_([memory.id for memory in new]))).scalars())
+    rows: list[dict[str, object]] = []
+    added: list[Added | None] = []
+    for memory in new:
+        is_active = memory.status is Status.ACTIVE
+        if is_active and (known := by_hash.get(memory.content_hash)) is not None:
+            added.append(Added(known, is_new=False))
+        elif memory.id in taken:
+            added.append(None)
+        else:
+            taken.add(memory.id)
+            if is_active:
+                by_hash[memory.content_hash] = memory.id
+            rows.append({column.name: getattr(memory, column.name) for column in _COLUMNS})
+            added.append(Added(memory.id, is_new=True))
+    if rows:
+        revision = _bump(connection, partition.org_id, partition.agent_id)
+        connection.execute(insert(memories), [{**row, "revision": revision} for row in rows])
+    return added
+
+
+class _Snapshot:
+    def __init__(self, connection: Connection, partition: Namespace) -> None:
+        self._connection = connection
+        self._partition = partition
+        self.version = _read_version(connection, partition.org_id, partition.agent_id)
+
+    def active(self) -> Iterator[list[Memory]]:
+        query = select(*_COLUMNS).where(_owned(self._partition), memories.c.status == Status.ACTIVE)
+        with self._connection.execution_options(yield_per=BATCH_ROWS).execute(query) as rows:
+            for batch in rows.partitions():
+                yield [_memory(row) for row in batch]
+
+    def changed(self, since: int, limit: int) -> list[Memory]:
+        query = select(*_COLUMNS).where(_owned(self._partition), memories.c.revision > since).limit(limit)
+        return [_memory(row) for row in self._connection.execute(query)]
+
+    def ids(self) -> set[str]:
+        return set(self._connection.execute(select(memories.c.id).where(_owned(self._partition))).scalars())
+
+
+class _Watch:
+    """Notices writes of any process through a connection that is kept open.
+
+    `PRAGMA data_version` changes when another connection has committed, and costs a few microseconds; only then are the
+    version rows read again.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._lock = threading.Lock()
+        self._connection = engine.raw_connection()
+        self._seen = -1
+        self._versions: dict[tuple[str, str], Version] = {}
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def version(self, org_id: str, agent_id: str) -> Version:
+        key = (org_id, agent_id)
+        with self._lock:
+            try:
+                seen = self._read("PRAGMA data_version", ())[0][0]
+                if seen != self._seen:
+                    self._versions.clear()
+                    self._seen = seen
+                version = self._versions.get(key)
+                if version is None:
+                    if len(self._versions) >= _KEPT_VERSIONS:
+                        self._versions.clear()
+                    version = self._versions[key] = Version(*(self._read(_VERSION, key) or [()])[0])
+            except sqlite3.Error as error:
+                raise StoreError(f"the memory store cannot be read: {error}") from error
+            return version
+
+    def _read(self, statement: str, values: tuple[str, ...]) -> list[Any]:
+        cursor = self._connection.driver_connection.execute(statement, values)  # type: ignore[union-attr]
+        rows: list[Any] = cursor.fetchall()
+        return rows
+
+
+_KEPT_VERSIONS = 100_000  # (org, agent) pairs, about 300 bytes each
+_VERSION = "SELECT changes, removals FROM memory_versions WHERE org_id = ? AND agent_id = ?"
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        engine = create_engine(parsed, connect_args={"check_same_thread": False})
+    except (ArgumentError, SQLAlchemyError) as error:
+        raise StoreError(f"the database URL cannot be used: {error}") from error
+    if not parsed.database or parsed.database == ":memory:":
+        raise StoreError("the database URL names no file; use sqlite:///PATH")
+    try:
+        Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the directory of the memory store cannot be made: {error}") from error
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _on_connect(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin in `_on_begin`, not by the driver's guess
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT_MS}",
+        "foreign_keys = ON",
+        "synchronous = NORMAL",  # with a write-ahead log: a power cut may lose the last commits, never the file
+        "secure_delete = ON",  # what is forgotten is overwritten
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: Connection) -> None:
+    # A writer takes its lock at once: one that began by reading would fail, not wait, when another came first.
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def _reading(engine: Engine) -> Iterator[Connection]:
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except SQLAlchemyError as error:
+        raise StoreError(f"the memory store cannot be read: {_reason(error)}") from error
+    except ValueError as error:  # JSON or a member of an enumeration that no version of this program wrote
+        raise StoreError("the memory store holds a row that cannot be read; export, repair and import it") from error
+
+
+@contextmanager
+def _writing(engine: Engine) -> Iterator[Connection]:
+    try:
+        with engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield connection
+    except SQLAlchemyError as error:
+        raise StoreError(f"the memory store cannot be written: {_reason(error)}") from error
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """The driver's words alone: SQLAlchemy's own hold the statement with its values, and so memories."""
+    return str(getattr(error, "orig", None) or type(error).__name__)
+
+
+def _use_write_ahead_log(engine: Engine) -> None:
+    """The file remembers it. Two processes that switch at once do not wait for each other, so try again."""
+    deadline = time.monotonic() + _MIGRATE_TIMEOUT_S
+    while True:
+        try:
+            with engine.connect() as connection:
+                connection.connection.driver_connection.execute("PRAGMA journal_mode = WAL")  # type: ignore[union-attr]
+                return
+        except SQLAlchemyError as error:
+            raise StoreError(f"the memory store cannot be opened: {_reason(error)}") from error
+        except sqlite3.Error as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise StoreError(f"the memory store cannot be opened: {error}") from error
+            time.sleep(0.02)
+
+
+def _revision(connection: Connection) -> str | None:
+    known = connection.execute(text("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'")).scalar()
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if known else None
+
+
+def _bump(connection: Connection, org_id: str, agent_id: str, removals: int = 0) -> int:
+    """Count a write, in its own transaction. Returns the new version, for the rows that it touches."""
+    first = insert(memory_versions).values(org_id=org_id, agent_id=agent_id, changes=1, removals=removals)
+    c = memory_versions.c
+    counted = first.on_conflict_do_update(
+        index_elements=[c.org_id, c.agent_id], set_={"changes": c.changes + 1, "removals": c.removals + removals}
+    ).returning(c.changes)
+    changes: int = connection.execute(counted).scalar_one()
+    return changes
+
+
+def _read_version(connection: Connection, org_id: str, agent_id: str) -> Version:
+    c = memory_versions.c
+    row = connection.execute(
+        select(c.changes, c.removals).where(c.org_id == org_id, c.agent_id == agent_id)
+    ).one_or_none()
+    return Version() if row is None else Version(*row)
+
+
+def _owned(partition: Namespace) -> ColumnElement[bool]:
+    c = memories.c
+    user = c.user_id.is_(None) if partition.user_id is None else c.user_id == partition.user_id
+    return and_(c.org_id == partition.org_id, c.agent_id == partition.agent_id, user)
+
+
+def _visible(namespace: Namespace) -> ColumnElement[bool]:
+    return or_(*map(_owned, namespace.partitions()))
+
+
+def _memory(row: Row[Any]) -> Memory:
+    values = list(row)
+    values[7] = Category(values[7])
+    values[10] = Status(values[10])
+    values[11] = Source(values[11])
+    return Memory(*values)

@@ -1,0 +1,208 @@
+"""Composition roots: one function for each process, which reads like its parts list.
+
+Every process starts the same way (logs, spans, parts, server, admin listener, "ready") and stops the same way: not
+ready, drain, flush, close, each step with a limit. SIGTERM and SIGINT stop it with exit code 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc.aio
+import structlog
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from extproc.settings import EngineSettings, FilterSettings, ProcessSettings
+from extproc.telemetry.admin import AdminListener, Readiness
+from extproc.telemetry.logs import configure_logs
+from extproc.telemetry.spans import start_spans
+from extproc.telemetry.watchdog import Watchdog
+
+__all__ = ["StartError", "run_engine", "run_filter"]
+
+_log = structlog.get_logger("extproc.serve")
+
+_GRPC_OVERHEAD_BYTES = 1024 * 1024
+"""A message is the body and what Envoy sends beside it: headers, metadata, attributes."""
+
+_ENGINE_MESSAGE_BYTES = 4 * 1024 * 1024
+"""A query and a few recent messages: far below."""
+
+_CLOSE_LIMIT_S = 2.0
+
+
+class StartError(Exception):
+    """A process cannot start; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What the body of `_process` fills."""
+
+    server: grpc.aio.Server
+    closers: list[Callable[[], Awaitable[None]]]
+    """Called in order after the last request."""
+
+
+def run_filter(settings: FilterSettings) -> None:
+    """`extproc filter`: until SIGTERM."""
+    uvloop.run(_filter(settings))
+
+
+def run_engine(settings: EngineSettings) -> None:
+    """`extproc engine`: until SIGTERM."""
+    uvloop.run(_engine(settings))
+
+
+async def _filter(settings: FilterSettings) -> None:
+    from extproc.chat import Placement, ReadLimits
+    from extproc.context.client import EngineClient
+    from extproc.filter.exchange import Policy
+    from extproc.filter.identity import IdentitySources, SourceError
+    from extproc.filter.service import SERVICE_NAME, ContextProcessor
+
+    try:
+        identities = IdentitySources(settings.identity_org, settings.identity_agent, settings.identity_user)
+    except SourceError as error:
+        raise StartError(str(error)) from None
+    policy = Policy(
+        placement=Placement(settings.placement),
+        max_body_bytes=settings.max_body_bytes,
+        context_window_tokens=settings.context_window_tokens,
+        limits=ReadLimits(query_bytes=settings.max_query_bytes, recent_messages=settings.recent_messages),
+    )
+    engine = EngineClient(settings.engine_address)
+    checks = {"engine": lambda: engine.is_ready(timeout_s=1.0)}
+    options = _server_options(settings.max_body_bytes + _GRPC_OVERHEAD_BYTES)
+    # A filter without its engine is ready all the same: requests go on without memory, which beats Envoy's time-out.
+    async with _process(
+        "filter", settings, settings.filter_listen, SERVICE_NAME, options, checks, needed=()
+    ) as running:
+        ContextProcessor(engine, policy, identities, settings.budget_ms).add_to_server(running.server)
+        running.closers.append(engine.close)
+
+
+async def _engine(settings: EngineSettings) -> None:
+    from extproc.context.service import SERVICE_NAME, ContextService
+    from extproc.memory.store import StoreError, open_store
+
+    try:
+        store = await asyncio.to_thread(open_store, settings)
+        service = ContextService(store, settings)
+        await service.start()
+    except StoreError as error:
+        raise StartError(f"the memory store cannot be opened: {error}") from None
+
+    async def is_store_well() -> bool:
+        try:
+            await service.check()
+        except StoreError:
+            return False
+        return True
+
+    async def close_store() -> None:
+        await asyncio.to_thread(store.close)
+
+    # Without its store an engine answers with nothing, so that nothing forgotten is served; that is no failure.
+    checks = {"store": is_store_well}
+    options = _server_options(_ENGINE_MESSAGE_BYTES)
+    async with _process(
+        "engine", settings, settings.engine_listen, SERVICE_NAME, options, checks, needed=()
+    ) as running:
+        service.add_to_server(running.server)
+        running.closers.extend((service.stop, close_store))
+
+
+def _server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        # grpcio's default of 4 MB stalls a larger body until Envoy's time-out.
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes + _GRPC_OVERHEAD_BYTES),
+        # Envoy's keepalive pings look like abuse to a default server, which then closes the connection again and again.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
+        ("grpc.http2.max_ping_strikes", 0),
+        # Two processes on one port would each get half of the connections without anybody having asked for it.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+@asynccontextmanager
+async def _process(
+    name: str,
+    settings: ProcessSettings,
+    listen: str,
+    service_name: str,
+    options: list[tuple[str, int]],
+    checks: Mapping[str, Callable[[], Awaitable[bool]]],
+    needed: tuple[str, ...],
+) -> AsyncIterator[_Running]:
+    """Everything around a gRPC service. The body adds the service; leaving it serves until a signal comes."""
+    logs = configure_logs(name, settings.log_level)
+    spans = start_spans(name, settings.otlp_endpoint)
+    watchdog = Watchdog(settings.watchdog_s)
+    readiness = Readiness(checks, needed)
+    server = grpc.aio.server(options=options)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    admin = AdminListener(name, settings.admin_listen, readiness)
+    running = _Running(server, [])
+    try:
+        yield running
+        _bind(server, listen)
+        await server.start()
+        await _start_admin(admin, settings.admin_listen)
+        await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.SERVING)
+        watchdog.start()
+        readiness.is_serving = True
+        _log.info("ready", listen=listen, admin=admin.address)
+        await _signal()
+        _log.info("stopping: no new requests, running ones may end", drain_s=settings.drain_s)
+        readiness.is_serving = False
+        await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.stop(settings.drain_s)
+        await admin.stop()
+        for close in running.closers:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(close(), _CLOSE_LIMIT_S)
+    finally:
+        watchdog.stop()
+        if spans is not None:
+            await asyncio.to_thread(spans.shutdown)
+        _log.info("stopped")
+        logs.close()
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> None:
+    try:
+        server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {listen}: is another process using it? ({error})") from None
+
+
+async def _start_admin(admin: AdminListener, listen: str) -> None:
+    try:
+        await admin.start()
+    except (OSError, ValueError) as error:
+        raise StartError(f"cannot listen on {listen} (IBEX_ADMIN_LISTEN): {error}") from None
+
+
+async def _set_health(servicer: health.aio.HealthServicer, service_name: str, status: int) -> None:
+    for name in ("", "readiness", service_name):
+        await servicer.set(name, status)
+    await servicer.set("liveness", health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _signal() -> None:
+    """Wait for SIGTERM or SIGINT."""
+    received = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received.set)
+    await received.wait()

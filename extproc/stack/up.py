@@ -1,0 +1,266 @@
+"""`extproc up`: everything on one machine, as child processes of this one.
+
+Start order: engine, filter, provider, Envoy, each awaited until it answers. Stop order: the other way round, so that
+nothing is asked that has gone. A child that ends is reported and left: what Envoy does without it is what this filter
+is about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from extproc.memory.demo import Demo, DemoError
+from extproc.settings import StoreSettings, load
+from extproc.stack import envoy
+from extproc.stack.child import Child
+
+__all__ = ["Stack", "StackError", "run"]
+
+_READY_LIMIT_S = 30.0
+_STOP_LIMIT_S = 8.0
+"""Above the children's own drain of 5 s."""
+_POLL_S = 0.05
+
+
+class StackError(Exception):
+    """The stack cannot start; the message says why and what to do."""
+
+
+@dataclass(slots=True)
+class Stack:
+    """The running parts. `stop` it, whatever happened."""
+
+    state_dir: Path
+    demo: Demo
+    database: str
+    gateway: str = ""
+    provider: str = ""
+    admin: str = ""
+    envoy_admin: str = ""
+    children: list[Child] = field(default_factory=list)
+
+    def describe(self) -> dict[str, Any]:
+        """What scripts get. Keys whose parts do not exist yet are null."""
+        pids = {child.name: [child.process.pid] for child in self.children}
+        return {
+            "gateway": self.gateway,
+            "provider": self.provider,
+            "admin": self.admin,
+            "envoy_admin": self.envoy_admin,
+            "broker": None,
+            "database": self.database,
+            "traces": None,
+            "org_id": self.demo.org_id,
+            "agent_id": self.demo.agent_id,
+            "token": None,
+            "state_dir": str(self.state_dir),
+            "pids": {"up": [os.getpid()], **pids},
+        }
+
+    def stop(self) -> None:
+        for child in reversed(self.children):
+            child.stop(_STOP_LIMIT_S)
+
+
+def run(*, listen: str, provider: str | None, otlp: str | None, data: Path | None, as_json: bool) -> None:
+    """Start everything, say where it is, wait for SIGINT or SIGTERM. Raises StackError when a part does not start."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    stack = _prepare(load(StoreSettings, data=data))
+    try:
+        _start(stack, listen, provider, otlp, stopping)
+        if stopping.is_set():
+            return
+        typer.echo(json.dumps(stack.describe()) if as_json else _welcome(stack, has_stand_in=provider is None))
+        sys.stdout.flush()
+        _watch(stack, stopping)
+    finally:
+        stack.stop()
+
+
+def _prepare(settings: StoreSettings) -> Stack:
+    from extproc.memory.store import StoreError, open_store, store_url
+
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        open_store(settings).close()
+        return Stack(settings.data.resolve(), Demo.find_or_make(settings.data), store_url(settings))
+    except OSError as error:
+        raise StackError(f"the state directory {settings.data} cannot be used: {error}") from None
+    except (DemoError, StoreError) as error:
+        raise StackError(str(error)) from None
+
+
+def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, stopping: threading.Event) -> None:
+    try:
+        gateway = envoy.Address.parse(listen)
+        binary = envoy.find_envoy(os.environ.get("IBEX_ENVOY"))
+        engine, filter_, filter_admin, envoy_admin = (envoy.Address("127.0.0.1", envoy.free_port()) for _ in range(4))
+        environment = {
+            "IBEX_DATA": str(stack.state_dir),
+            "IBEX_OTLP_ENDPOINT": otlp or os.environ.get("IBEX_OTLP_ENDPOINT", ""),
+        }
+        _start_engine(stack, engine, environment, stopping)
+        _start_filter(stack, filter_, filter_admin, engine, environment, stopping)
+        upstream = _start_provider(stack, provider, stopping)
+        plan = envoy.Plan(
+            listen=gateway,
+            admin=envoy_admin,
+            filters=[filter_],
+            provider=envoy.Provider.parse(upstream),
+            any_model=provider is not None,
+            org_id=stack.demo.org_id,
+            agent_id=stack.demo.agent_id,
+            collector=_collector(environment["IBEX_OTLP_ENDPOINT"]),
+        )
+        _start_envoy(stack, binary, plan, stopping)
+    except (envoy.EnvoyError, ValueError) as error:
+        raise StackError(str(error)) from None
+
+
+def _start_engine(stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event) -> None:
+    admin = envoy.Address("127.0.0.1", envoy.free_port())
+    own = {"IBEX_NONCE_KEY": stack.demo.nonce_key, **environment}
+    command = ["engine", "--listen", str(address), "--admin", str(admin)]
+    child = _start_child(stack, "engine", ["-m", "extproc", *command], own)
+    _wait(child, lambda: _get(f"http://{admin}/ready") is not None, stopping)
+
+
+def _start_filter(
+    stack: Stack,
+    address: envoy.Address,
+    admin: envoy.Address,
+    engine: envoy.Address,
+    environment: dict[str, str],
+    stopping: threading.Event,
+) -> None:
+    command = ["filter", "--listen", str(address), "--admin", str(admin), "--engine", str(engine)]
+    child = _start_child(stack, "filter", ["-m", "extproc", *command], environment)
+    stack.admin = f"http://{admin}"
+
+    def has_engine() -> bool:
+        ready = _get(f"http://{admin}/ready")
+        return ready is not None and json.loads(ready)["dependencies"]["engine"] == "ok"
+
+    _wait(child, has_engine, stopping)
+
+
+def _start_provider(stack: Stack, url: str | None, stopping: threading.Event) -> str:
+    """The URL that Envoy sends requests to: a given one, or that of a stand-in that is started here."""
+    if url is None:
+        address = envoy.Address("127.0.0.1", envoy.free_port())
+        child = _start_child(stack, "provider", ["-m", "extproc.stack.provider", "--listen", str(address)], {})
+        url = f"http://{address}"
+        received = f"{url}/received"
+        _wait(child, lambda: _get(received) is not None, stopping)
+    stack.provider = url
+    return url
+
+
+def _start_envoy(stack: Stack, binary: Path, plan: envoy.Plan, stopping: threading.Event) -> None:
+    config = envoy.render(envoy.load(envoy.shipped("envoy.yaml")), plan)
+    file = envoy.write(config, stack.state_dir / "envoy.rendered.yaml")
+    running = envoy.start(binary, file, plan.admin, state_dir=stack.state_dir)
+    child = Child("envoy", running.process, running.log_file)
+    stack.children.append(child)
+    stack.gateway, stack.envoy_admin = f"http://{plan.listen}", f"http://{plan.admin}"
+    _wait(child, lambda: _get(f"{stack.envoy_admin}/ready") is not None, stopping)
+
+
+def _start_child(stack: Stack, name: str, arguments: list[str], environment: dict[str, str]) -> Child:
+    child = Child.start(name, [sys.executable, *arguments], stack.state_dir / f"{name}.log", environment)
+    stack.children.append(child)
+    return child
+
+
+def _wait(child: Child, is_ready: Callable[[], bool], stopping: threading.Event) -> None:
+    """Until it answers, ends, takes too long, or somebody wants us to stop."""
+    deadline = time.monotonic() + _READY_LIMIT_S
+    while not stopping.is_set() and not is_ready():
+        if child.has_ended():
+            code = child.process.returncode
+            raise StackError(f"{child.name} ended at once with code {code}; its last words:\n{child.log_end()}")
+        if time.monotonic() > deadline:
+            raise StackError(f"{child.name} did not answer within {_READY_LIMIT_S:.0f} s; see {child.log_file}")
+        stopping.wait(_POLL_S)
+
+
+def _get(url: str) -> bytes | None:
+    """The body of a 200; None for anything else."""
+    try:
+        with urllib.request.urlopen(url, timeout=2.5) as response:  # noqa: S310 - our own loopback URLs
+            body: bytes = response.read()
+            return body
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+def _collector(endpoint: str) -> envoy.Address | None:
+    """Where Envoy sends its spans: the same receiver as the others."""
+    if not endpoint:
+        return None
+    scheme, _, rest = endpoint.rstrip("/").partition("://")
+    if scheme != "http" or "/" in rest:
+        raise StackError(f"the OTLP endpoint {endpoint!r} must be http://host:port here, such as http://127.0.0.1:4318")
+    return envoy.Address.parse(rest)
+
+
+_CONSEQUENCES = {
+    "engine": "requests go on without memory",
+    "filter": "requests go on without memory",
+    "provider": "requests are answered 503",
+    "envoy": "nothing is answered any more",
+}
+
+
+def _watch(stack: Stack, stopping: threading.Event) -> None:
+    """Report each child that ends, until it is time to stop."""
+    running = list(stack.children)
+    while not stopping.wait(0.2):
+        for child in [child for child in running if child.has_ended()]:
+            running.remove(child)
+            typer.echo(
+                f"extproc up: {child.name} ended with code {child.process.returncode}: {_CONSEQUENCES[child.name]}; "
+                f"its log is {child.log_file}. Stop with Ctrl-C and run `extproc up` again.",
+                err=True,
+            )
+
+
+def _welcome(stack: Stack, *, has_stand_in: bool) -> str:
+    command = Path(sys.argv[0]) if Path(sys.argv[0]).name == "extproc" else Path("extproc")
+    shown = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    is_default = stack.state_dir == load(StoreSettings).data.resolve()
+    where = "" if is_default else f" --data {stack.state_dir}"
+    provider = "a stand-in, which answers with what it received" if has_stand_in else stack.provider
+    key = "" if has_stand_in else ' -H "Authorization: Bearer $OPENAI_API_KEY"'
+    received = f"  What reached the provider:  curl {stack.provider}/received\n" if has_stand_in else ""
+    return f"""
+Envoy answers at {stack.gateway}; the provider is {provider}.
+
+In another terminal, add a memory and ask for it:
+
+  {shown} memory add "The user's name is Ada."{where}
+
+  curl -i {stack.gateway}/v1/chat/completions{key} -H 'Content-Type: application/json' \\
+    -d '{{"model":"gpt-4o-mini","messages":[{{"role":"user","content":"What is my name?"}}]}}'
+
+{received}  Health, metrics:  {stack.admin}/ready  {stack.admin}/metrics  Envoy: {stack.envoy_admin}
+  Logs and data:  {stack.state_dir}
+  Org and agent:  {stack.demo.org_id}  {stack.demo.agent_id}
+
+Ctrl-C ends it.
+"""

@@ -1,0 +1,107 @@
+"""Structured logs, one JSON object a line, that can never stop a request.
+
+Lines go through a bounded buffer to a thread that writes them: a reader of our standard output that stops reading
+costs log lines (counted, and said as soon as it reads again), not requests.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections import deque
+from typing import BinaryIO
+
+import msgspec
+import structlog
+from typing_extensions import override
+
+__all__ = ["LineWriter", "configure_logs"]
+
+_KEPT_LINES = 10_000
+_WRITE_INTERVAL_S = 0.05
+"""Lines are written in batches: a wake-up for each would cost more than the line."""
+
+
+class LineWriter:
+    """Takes lines from any thread without waiting; one thread writes them. `close` writes what is left."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lines: deque[bytes] = deque()
+        self._dropped = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, line: bytes) -> None:
+        if len(self._lines) >= _KEPT_LINES:
+            self._dropped += 1
+            return
+        self._lines.append(line)
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        self._closing.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._closing.wait(_WRITE_INTERVAL_S):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        if self._dropped:
+            lines.append(
+                msgspec.json.encode({"level": "warning", "event": "log lines dropped", "count": self._dropped})
+            )
+            self._dropped = 0
+        if not lines:
+            return
+        try:
+            self._stream.write(b"\n".join(lines) + b"\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            # Nobody reads our output any more: there is nowhere left to say so.
+            self._lines.clear()
+
+
+class _Logger:
+    """What structlog calls at the end of its chain, which gives it the encoded line."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._put = writer.put
+
+    def msg(self, line: bytes) -> None:
+        self._put(line)
+
+    debug = info = warning = error = critical = exception = msg
+
+
+class _StandardLogging(logging.Handler):
+    """Lines of libraries (grpc, asyncio, uvicorn) take the same way."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
+
+def configure_logs(process: str, level: str, stream: BinaryIO | None = None) -> LineWriter:
+    """Set up structlog for this process; returns the writer, to be closed last."""
+    writer = LineWriter(stream or sys.stdout.buffer)
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    encode = msgspec.json.Encoder(enc_hook=str).encode
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+            lambda _logger, _method, event: encode({"process": process, **event}),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=lambda *_args: _Logger(writer),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(handlers=[_StandardLogging()], level=max(threshold, logging.WARNING), force=True)
+    return writer

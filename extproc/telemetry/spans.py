@@ -1,0 +1,54 @@
+"""OpenTelemetry spans: taken over from Envoy's trace, exported off the request path.
+
+Code that makes spans uses the OpenTelemetry API alone; this module gives it something to export to. Without an
+endpoint the API's own no-op stays in place, and a span costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanContext
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+__all__ = ["parent_of", "start_spans", "traceparent_of"]
+
+_propagator = TraceContextTextMapPropagator()
+
+
+def start_spans(process: str, endpoint: str) -> TracerProvider | None:
+    """Export this process's spans to an OTLP/HTTP receiver, by its base URL; None when there is no endpoint.
+
+    The parent's sampling decision holds. A receiver that is away costs spans (the exporter's queue is bounded), never
+    time. JSON, because the wheels `opentelemetry-proto` and `xds-protos` both own `opentelemetry/proto/`, and whichever
+    is installed last breaks the other (docs/decisions/0002).
+    """
+    if not endpoint:
+        return None
+    from opentelemetry.exporter.otlp.json.http.trace_exporter import OTLPSpanExporter
+
+    provider = TracerProvider(resource=Resource.create({"service.name": f"ibex-{process}"}))
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5)
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def parent_of(carriers: Iterable[str | None]) -> Context | None:
+    """The context of the first `traceparent` that is there; None without one."""
+    for traceparent in carriers:
+        if traceparent:
+            return _propagator.extract({"traceparent": traceparent})
+    return None
+
+
+def traceparent_of(context: SpanContext) -> str | None:
+    """W3C `traceparent` for a call that this span makes; None when there is no trace."""
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"

@@ -1,0 +1,264 @@
+"""A real Envoy between a client and the stand-in provider, on free ports, with a context filter that the test controls.
+
+`ENVOY_VERSION` picks the Envoy (`make setup-envoys` installs them), `IBEX_ENVOY` a binary.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+import pytest
+
+from extproc.stack import envoy
+from extproc.stack.envoy import Address
+from tests.integration.processor import Processor, serve
+
+ORG = "0b0e7a52-6c1c-4b3e-9f0e-5d0c2a1b3c4d"
+AGENT = "7f6d5c4b-3a29-4817-a6f5-e4d3c2b1a090"
+File = Literal["envoy.yaml", "dropin.yaml"]
+Change = Callable[[envoy.Node], None]
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request as it reached the provider."""
+
+    method: str
+    path: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def names(self) -> set[str]:
+        return {name for name, _ in self.headers}
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """The stand-in provider, in a process of its own."""
+
+    address: Address
+
+    def clear(self) -> None:
+        httpx2.delete(f"http://{self.address}/received").raise_for_status()
+
+    def received(self) -> list[Received]:
+        entries = httpx2.get(f"http://{self.address}/received").raise_for_status().json()
+        return [
+            Received(
+                entry["method"],
+                entry["path"],
+                [(name.lower(), value) for name, value in entry["headers"].items()],
+                base64.b64decode(entry["body"]),
+            )
+            for entry in entries
+        ]
+
+    def last(self) -> Received:
+        return self.received()[-1]
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A running Envoy and what stands around it."""
+
+    url: str
+    address: Address
+    admin: Address
+    envoy: envoy.Envoy
+    client: httpx2.Client
+
+    def post(self, path: str, **arguments: Any) -> httpx2.Response:
+        return self.client.post(path, **arguments)
+
+    def chat(self, **arguments: Any) -> httpx2.Response:
+        """A plain chat request, of OpenAI's shape."""
+        body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
+        return self.client.post("/v1/chat/completions", json=body, **arguments)
+
+    def access_log(self, request_id: str) -> dict[str, Any]:
+        """The access log's line of a request; waits for it, 5 s at most."""
+        for _ in range(100):
+            for line in self.envoy.access_log_file.read_text().splitlines():
+                entry: dict[str, Any] = json.loads(line)
+                if entry["request_id"] == request_id:
+                    return entry
+            time.sleep(0.05)
+        raise AssertionError(f"no access log line for {request_id}")
+
+    def stat(self, name: str) -> int:
+        text = httpx2.get(f"http://{self.admin}/stats", params={"filter": f"^{name}$"}).text
+        return int(text.rpartition(":")[2])
+
+
+@pytest.fixture(scope="session")
+def envoy_version() -> str:
+    return os.environ.get("ENVOY_VERSION", envoy.DEFAULT_VERSION)
+
+
+@pytest.fixture(scope="session")
+def envoy_binary(envoy_version: str) -> Path:
+    try:
+        return envoy.find_envoy(os.environ.get("IBEX_ENVOY"), envoy_version)
+    except envoy.EnvoyError as error:
+        pytest.fail(str(error))
+
+
+@contextmanager
+def running(
+    command: list[str], is_up: Callable[[], bool], cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is up within 10 s, and gone at the end."""
+    process = subprocess.Popen(command, cwd=cwd)
+    try:
+        for _ in range(200):
+            if process.poll() is not None or is_up():
+                break
+            time.sleep(0.05)
+        assert process.poll() is None, f"{command} ended with {process.returncode}"
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def answers(url: str) -> Callable[[], bool]:
+    def is_up() -> bool:
+        try:
+            return httpx2.get(url, timeout=1).is_success
+        except httpx2.TransportError:
+            return False
+
+    return is_up
+
+
+@pytest.fixture(scope="session")
+def provider_process() -> Iterator[StandIn]:
+    address = Address("127.0.0.1", envoy.free_port())
+    command = [sys.executable, "-m", "extproc.stack.provider", "--listen", str(address)]
+    with running(command, answers(f"http://{address}/received")):
+        yield StandIn(address)
+
+
+@pytest.fixture
+def provider(provider_process: StandIn) -> StandIn:
+    provider_process.clear()
+    return provider_process
+
+
+@pytest.fixture(scope="session")
+def processor_address() -> Address:
+    return Address("127.0.0.1", envoy.free_port())
+
+
+@pytest.fixture(scope="session")
+def processor_server(processor_address: Address) -> Iterator[Processor]:
+    processor = Processor()
+    server = serve(processor, str(processor_address))
+    yield processor
+    server.stop(0).wait(10)
+
+
+@pytest.fixture
+def processor(processor_server: Processor) -> Processor:
+    """The filter of `gateway` and `dropin`: healthy, seven memories, unless a test says otherwise."""
+    processor_server.reset()
+    return processor_server
+
+
+@contextmanager
+def started(
+    binary: Path,
+    file: File,
+    directory: Path,
+    filters: list[Address],
+    provider: Address | envoy.Provider,
+    change: Change | None = None,
+    collector: Address | None = None,
+) -> Iterator[Gateway]:
+    plan = envoy.Plan(
+        listen=Address("127.0.0.1", envoy.free_port()),
+        admin=Address("127.0.0.1", envoy.free_port()),
+        filters=filters,
+        provider=provider if isinstance(provider, envoy.Provider) else envoy.Provider(provider),
+        org_id=ORG,
+        agent_id=AGENT,
+        collector=collector,
+    )
+    config = envoy.render(envoy.load(envoy.shipped(file)), plan)
+    if change is not None:
+        change(config)
+    process = envoy.start(binary, envoy.write(config, directory / "envoy.yaml"), plan.admin, state_dir=directory)
+    try:
+        process.wait_ready()
+        url = f"http://{plan.listen}"
+        with httpx2.Client(base_url=url, timeout=20) as client:
+            yield Gateway(url, plan.listen, plan.admin, process, client)
+    finally:
+        process.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_gateway(
+    envoy_binary: Path,
+    provider_process: StandIn,
+    processor_address: Address,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Gateway]:
+    directory = tmp_path_factory.mktemp("gateway")
+    with started(envoy_binary, "envoy.yaml", directory, [processor_address], provider_process.address) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def shared_dropin(
+    envoy_binary: Path,
+    provider_process: StandIn,
+    processor_address: Address,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Gateway]:
+    directory = tmp_path_factory.mktemp("dropin")
+    with started(envoy_binary, "dropin.yaml", directory, [processor_address], provider_process.address) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(shared_gateway: Gateway, processor: Processor, provider: StandIn) -> Gateway:
+    """envoy.yaml with a healthy filter."""
+    return shared_gateway
+
+
+@pytest.fixture
+def dropin(shared_dropin: Gateway, processor: Processor, provider: StandIn) -> Gateway:
+    """dropin.yaml with a healthy filter."""
+    return shared_dropin
+
+
+@pytest.fixture(params=["envoy.yaml", "dropin.yaml"])
+def either(request: pytest.FixtureRequest) -> Gateway:
+    """Both files, one after the other."""
+    name = "gateway" if request.param == "envoy.yaml" else "dropin"
+    chosen: Gateway = request.getfixturevalue(name)
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def unserved_gateway(
+    envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    """envoy.yaml with nothing where the filter should be."""
+    nobody = Address("127.0.0.1", envoy.free_port())
+    directory = tmp_path_factory.mktemp("unserved")
+    with started(envoy_binary, "envoy.yaml", directory, [nobody], provider_process.address) as gateway:
+        yield gateway

@@ -1,0 +1,142 @@
+"""`extproc up` as a user starts it; and a real filter between a real Envoy and an engine that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from extproc.stack import envoy
+from extproc.stack.envoy import Address
+from tests.integration.conftest import Gateway, StandIn, answers, running, started
+from tests.integration.otlp import Receiver, receive_spans
+from tests.integration.whole.engine_side import StubEngine, serve_engine
+
+START_LIMIT_S = 40
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running `extproc up`."""
+
+    described: dict[str, Any]
+    spans: Receiver
+
+    @property
+    def gateway(self) -> str:
+        return str(self.described["gateway"])
+
+    @property
+    def provider(self) -> StandIn:
+        return StandIn(Address.parse(self.described["provider"].removeprefix("http://")))
+
+    def remember(self, text: str, user: str) -> str:
+        """Through the command, as a user does; returns the memory's id."""
+        owner = ["--org", self.described["org_id"], "--agent", self.described["agent_id"], "--user", user]
+        command = ["memory", "add", text, *owner, "--data", self.described["state_dir"], "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "extproc", *command], capture_output=True, text=True, timeout=30, check=True
+        )
+        return str(json.loads(done.stdout)["id"])
+
+
+@pytest.fixture(scope="session")
+def whole_stack(envoy_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    state = tmp_path_factory.mktemp("up")
+    with receive_spans() as spans:
+        listen = f"127.0.0.1:{envoy.free_port()}"
+        command = ["up", "--json", "--listen", listen, "--data", str(state), "--otlp", spans.url]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "extproc", *command],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"IBEX_ENVOY": str(envoy_binary), "PATH": "/usr/bin:/bin"},
+        )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, "extproc up ended"
+            yield Stack(json.loads(line), spans)
+        finally:
+            process.terminate()
+            code = process.wait(START_LIMIT_S)
+            if process.stdout is not None:
+                process.stdout.close()
+            assert code == 0
+
+
+@pytest.fixture
+def stack(whole_stack: Stack) -> Stack:
+    whole_stack.provider.clear()
+    return whole_stack
+
+
+@pytest.fixture
+def user() -> str:
+    """An end user of this test alone: its memories are nobody else's."""
+    return f"user-{uuid.uuid4()}"
+
+
+@dataclass
+class Drill:
+    """dropin.yaml, a filter process of its own, and an engine that does what the test says."""
+
+    gateway: Gateway
+    engine: StubEngine
+    filter: subprocess.Popen[bytes]
+    provider: StandIn
+    admin: str
+
+    def outcomes(self, outcome: str) -> float:
+        """How often the filter counted it."""
+        name = f'ibex_extproc_requests_total{{outcome="{outcome}"}} '
+        lines = httpx2.get(f"{self.admin}/metrics").text.splitlines()
+        return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+@contextmanager
+def drill(binary: Path, provider: StandIn, directory: Path) -> Iterator[Drill]:
+    engine = StubEngine()
+    filter_address, admin = Address("127.0.0.1", envoy.free_port()), Address("127.0.0.1", envoy.free_port())
+    with serve_engine(engine) as engine_address:
+        command = ["filter", "--listen", str(filter_address), "--admin", str(admin), "--engine", engine_address]
+        # A window that no body of these tests fills.
+        environment = ["env", "IBEX_CONTEXT_WINDOW_TOKENS=100000000"]
+        with (
+            running(
+                [*environment, sys.executable, "-m", "extproc", *command], answers(f"http://{admin}/ready")
+            ) as process,
+            started(binary, "dropin.yaml", directory, [filter_address], provider.address) as gateway,
+        ):
+            yield Drill(gateway, engine, process, provider, f"http://{admin}")
+
+
+@pytest.fixture
+def fresh_drill(envoy_binary: Path, provider: StandIn, tmp_path: Path) -> Iterator[Drill]:
+    """For tests that kill the filter."""
+    with drill(envoy_binary, provider, tmp_path) as running_drill:
+        yield running_drill
+
+
+@pytest.fixture(scope="session")
+def shared_drill(
+    envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Drill]:
+    with drill(envoy_binary, provider_process, tmp_path_factory.mktemp("drill")) as running_drill:
+        yield running_drill
+
+
+@pytest.fixture
+def engine_drill(shared_drill: Drill, provider: StandIn) -> Drill:
+    """For tests that only make the engine misbehave."""
+    shared_drill.engine.reset()
+    return shared_drill

@@ -1,0 +1,92 @@
+"""Every command of the README runs, in its order, as it stands there; only ports and directories are this test's."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from extproc.stack import envoy
+from tests.integration.conftest import StandIn, answers
+
+ROOT = Path(__file__).parents[3]
+
+
+def commands() -> list[str]:
+    """The shell commands of all `sh` blocks, continuation lines joined."""
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r" +", " ", line).strip() for line in lines]
+
+
+def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
+    found = commands()
+    assert len(found) >= 12
+    port = envoy.free_port()
+    environment = {**os.environ, "IBEX_DATA": str(tmp_path / "state"), "IBEX_OTLP_ENDPOINT": ""}
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=50
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    def start(command: str, url: str) -> None:
+        process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, env=environment, start_new_session=True)
+        started.append(process)
+        is_up = answers(url)
+        for _ in range(600):
+            if is_up():
+                return
+            assert started[-1].poll() is None, command
+            time.sleep(0.05)
+        raise AssertionError(f"{command} does not answer at {url}")
+
+    def stop() -> None:
+        while started:
+            process = started.pop()
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+            process.wait(30)
+
+    outputs: dict[str, str] = {}
+    try:
+        for command in found:
+            here = command.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace(
+                "memories.jsonl", f"{tmp_path}/m.jsonl"
+            )
+            match command.split():
+                case ["make", "run", *arguments]:
+                    stop()
+                    # A real provider cannot be had in a test: the stand-in's URL takes the place of its URL.
+                    url = f"http://{provider.address}" if arguments else ""
+                    given = f"--listen 127.0.0.1:{port}" + (f" --provider {url}" if url else "")
+                    start(f"make run ARGS='{given}'", f"http://127.0.0.1:{port}/v1/models")
+                case [_, "engine" | "filter", *_]:
+                    admin = f"127.0.0.1:{envoy.free_port()}"
+                    own = f"{here.replace('/var/lib/ibex', str(tmp_path / 'lib'))} --admin {admin}"
+                    listen = f"127.0.0.1:{envoy.free_port()}"
+                    start(f"{own} --listen {listen}", f"http://{admin}/health")
+                case _:
+                    outputs[command] = run(here)
+    finally:
+        stop()
+    [asked] = [output for command, output in outputs.items() if command.startswith("curl")]
+    assert "x-ibex-memories-injected: 1\r\n" in asked or "x-ibex-memories-injected: 1\n" in asked
+    assert "Ada" in asked
+    [found_units] = [output for command, output in outputs.items() if "memory search" in command]
+    assert "metric units" in found_units
+
+
+@pytest.mark.parametrize("file", ["README.md", "ARCHITECTURE.md", *(str(p) for p in Path("docs").rglob("*.md"))])
+def test_links_lead_somewhere(file: str) -> None:
+    text = (ROOT / file).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / file).parent / target).exists(), (file, target)

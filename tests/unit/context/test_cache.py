@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typing_extensions import override
+
+from extproc.context.cache import MOST_CHANGES, NamespaceCache
+from extproc.context.retrieve import Index
+from extproc.memory.model import Memory, Namespace
+from extproc.memory.sqlite import SqliteMemoryStore
+from extproc.memory.store import Snapshot, StoreError
+
+MakeMemory = Callable[..., Memory]
+LONG_S = 10.0
+
+
+class SlowStore(SqliteMemoryStore):
+    """Counts its snapshots, and holds or breaks them on demand."""
+
+    snapshots = 0
+    is_broken = False
+    may_read: threading.Event
+
+    @override
+    @contextmanager
+    def snapshot(self, partition: Namespace) -> Iterator[Snapshot]:
+        self.snapshots += 1
+        assert self.may_read.wait(LONG_S)
+        if self.is_broken:
+            raise StoreError("broken")
+        with super().snapshot(partition) as snapshot:
+            yield snapshot
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SlowStore]:
+    opened = SlowStore.open(f"sqlite:///{tmp_path}/memories.db")
+    assert isinstance(opened, SlowStore)
+    opened.may_read = threading.Event()
+    opened.may_read.set()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def cache(store: SlowStore) -> AsyncIterator[NamespaceCache]:
+    made = NamespaceCache(store, 10_000_000)
+    yield made
+    store.may_read.set()
+    await made.stop()
+
+
+async def size(cache: NamespaceCache, namespace: Namespace) -> int:
+    indexes = cache.ready(namespace) or await cache.wait(namespace, LONG_S)
+    assert indexes is not None
+    return sum(map(len, indexes))
+
+
+async def test_a_write_is_in_the_very_next_answer(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    assert await size(cache, agent) == 0
+    store.add(memory := make("tea"))
+    assert cache.ready(agent) is None
+    assert await size(cache, agent) == 1
+    store.forget(agent, memory.id)
+    assert await size(cache, agent) == 0
+
+
+async def test_nothing_written_means_nothing_read(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    store.add(memory := make("tea"))
+    await size(cache, agent)
+    store.record_retrievals({(agent.org_id, memory.id): 1}, memory.created_at)
+    assert cache.ready(agent) is not None
+    assert store.snapshots == 1
+
+
+async def test_users_share_the_agents_memories(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    u1, u2 = replace(agent, user_id="u1"), replace(agent, user_id="u2")
+    store.add_many([make("tea"), make("coffee", u1)])
+    assert [await size(cache, who) for who in (u1, u2, agent)] == [2, 1, 1]
+    assert store.snapshots == 3
+    first, second = cache.ready(u1), cache.ready(u2)
+    assert first is not None
+    assert second is not None
+    assert first[0] is second[0]
+
+
+@pytest.mark.parametrize("changes", [1, MOST_CHANGES + 1])
+async def test_few_changes_go_into_the_index_and_many_make_a_new_one(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, changes: int
+) -> None:
+    store.add_many([make(f"old {n}") for n in range(20)])
+    await size(cache, agent)
+    before = cache.ready(agent)
+    store.add_many([make(f"new {n}") for n in range(changes)])
+    assert await size(cache, agent) == 20 + changes
+    after = cache.ready(agent)
+    assert before is not None
+    assert after is not None
+    assert (before[0] is after[0]) == (changes == 1)
+
+
+async def test_forgetting_very_many_makes_a_new_index(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    store.add_many([make(f"old {n}") for n in range(3 * MOST_CHANGES)])
+    assert await size(cache, agent) == 3 * MOST_CHANGES
+    store.forget_all(agent)
+    store.add(make("new"))
+    assert await size(cache, agent) == 1
+
+
+async def test_requests_share_one_load(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    store.add(make("tea"))
+    assert await asyncio.gather(*(size(cache, agent) for _ in range(5))) == [1] * 5
+    assert store.snapshots == 1
+
+
+async def test_at_the_wall_the_answer_is_no_and_the_load_goes_on(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    store.add(make("tea"))
+    store.may_read.clear()
+    assert await cache.wait(agent, 0.01) is None
+    store.may_read.set()
+    assert await size(cache, agent) == 1
+    assert store.snapshots == 1
+
+
+async def test_a_request_that_joins_an_older_load_still_gets_the_latest(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    entered, may_go_on = threading.Event(), threading.Event()
+    read = store.snapshot
+
+    @contextmanager
+    def paused(partition: Namespace) -> Iterator[Snapshot]:
+        with read(partition) as snapshot:
+            entered.set()
+            assert may_go_on.wait(LONG_S)
+            yield snapshot
+
+    store.snapshot = paused  # type: ignore[method-assign]
+    early = asyncio.create_task(size(cache, agent))
+    await asyncio.to_thread(entered.wait, LONG_S)
+    store.add(make("tea"))
+    late = asyncio.create_task(size(cache, agent))
+    await asyncio.sleep(0.01)
+    may_go_on.set()
+    assert (await early, await late) == (0, 1)
+
+
+async def test_a_failed_load_is_an_error_for_all_and_the_next_one_tries_again(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    store.add(make("tea"))
+    store.is_broken = True
+    results = await asyncio.gather(*(size(cache, agent) for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [StoreError] * 3
+    store.is_broken = False
+    assert await size(cache, agent) == 1
+
+
+async def test_a_cancelled_request_does_not_stop_the_others(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    store.add(make("tea"))
+    store.may_read.clear()
+    first, second = (asyncio.create_task(size(cache, agent)) for _ in range(2))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    store.may_read.set()
+    assert await second == 1
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_the_least_recently_used_makes_room(store: SlowStore, make: MakeMemory, agent: Namespace) -> None:
+    whose = [replace(agent, user_id=f"u{n}") for n in range(4)]
+    for one in whose:
+        store.add_many([make(f"tea {n}", one) for n in range(10)])
+    one_user = Index().approximate_bytes + 10 * 1_300
+    cache = NamespaceCache(store, 3 * one_user)
+    for one in (whose[0], whose[1], whose[0], whose[2], whose[3]):
+        assert await size(cache, one) == 10
+        assert cache.approximate_bytes <= 3 * one_user
+    assert cache.ready(whose[3]) is not None
+    assert cache.ready(whose[1]) is None
+    await cache.stop()

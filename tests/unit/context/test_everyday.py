@@ -1,0 +1,150 @@
+"""What people ask and what they would miss, end to end through retrieval, score and gate. The rest of the quality is
+measured by the benchmark; this says that nothing common is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+import pytest
+
+from extproc.context.retrieve import Document, Index, search
+from extproc.context.score import required_relevance
+from extproc.memory.model import Memory
+from extproc.memory.text import parse_query
+from extproc.settings import EngineSettings, load
+
+PAIRS = [
+    ("What is my name?", "The user's name is Ada."),
+    ("what's my dog called?", "The user has a dog called Rex."),
+    ("How old is my cat?", "The user's cat Milo is three years old."),
+    ("Which town did I grow up in?", "The user grew up in the town of Hallstatt."),
+    ("Where do I live now?", "The user lives in Lisbon."),
+    ("Am I allergic to anything?", "The user has a peanut allergy."),
+    ("What allergies do I have?", "Allergies: penicillin and cashews."),
+    ("What language do I prefer to speak?", "The user's preferred language is Portuguese."),
+    ("Which programming language do I prefer?", "The user prefers Rust as a programming language."),
+    ("What is my job?", "The user's job is head nurse at a children's hospital."),
+    ("Where do I work?", "The user works at Acme Robotics."),
+    ("When is my deadline for the thesis?", "The thesis deadline is 14 March."),
+    ("when is the report for Karin due", "The quarterly report for Karin is due on Friday."),
+    ("When is my birthday?", "The user's birthday is 3 August."),
+    ("What's my wife's name?", "The user's wife is named Joana."),
+    ("How many children do I have?", "The user has two children, Tom and Eva."),
+    ("What is my favourite colour?", "Favorite color: teal."),
+    ("What car do I drive?", "The user drives a red Volvo."),
+    ("Which database does our team use?", "The team uses PostgreSQL 16 as its database."),
+    ("What's the name of our product?", "The product's name is Skylark."),
+    ("Who is my manager?", "The user's manager is Priya Nair."),
+    ("When did I last go to the dentist?", "The user went to the dentist on 2 May."),
+    ("What instrument do I play?", "The user plays an instrument: the cello."),
+    ("Which editor do I use for coding?", "The user's editor is Helix."),
+    ("What size are my shoes?", "Shoe size: 42."),
+    ("When does my flight to Oslo leave?", "The flight to Oslo leaves at 7:40 on Monday."),
+    ("What timezone am I in?", "The user's timezone is Europe/Lisbon."),
+    ("Which gym do I go to?", "The user goes to the gym on Rua Augusta."),
+    ("What was the budget for the kitchen renovation?", "The kitchen renovation budget is 12,000 euros."),
+    ("Remind me what tone I want in emails", "The user wants a formal tone in emails."),
+]
+
+PARAPHRASES = [
+    ("What pets do I have?", "The user has a dog called Rex."),
+    ("What do I do for a living?", "The user's job is head nurse at a children's hospital."),
+    ("Which foods must I avoid?", "The user has a peanut allergy."),
+    ("What is my home town?", "The user grew up in Hallstatt."),
+    ("Am I married?", "The user's wife is named Joana."),
+    ("Who am I?", "The user's name is Ada."),
+]
+"""No word in common: words alone cannot find them."""
+
+GENERIC = [
+    "write a haiku",
+    "fix this python error",
+    "Fix this Python error",
+    "Write a haiku about autumn leaves.",
+    "Explain the difference between TCP and UDP.",
+    "Summarize the following article in three bullet points.",
+    "Translate 'good morning' into French.",
+    "What is the capital of France?",
+    "Write a function that reverses a linked list in Rust.",
+    "How do I center a div?",
+    "Give me five ideas for a birthday party.",
+    "Tell me a joke.",
+    "What is 17 times 23?",
+    "Convert 10 miles to kilometers.",
+    "Who won the world cup in 1998?",
+    "Refactor this class to use dataclasses.",
+    "Generate a regex for email addresses.",
+    "hello",
+    "thanks, that worked!",
+    "continue",
+    "Explain quantum entanglement like I'm five.",
+    "List the planets of the solar system.",
+    "What's the weather like?",
+    "Proofread this paragraph, please.",
+    "Write unit tests for this code.",
+    "How does photosynthesis work?",
+    "Make it shorter.",
+    "Why is the sky blue?",
+    "Draft an SQL query that counts orders per day.",
+    "What does the error 'index out of range' mean?",
+    "Write a polite email that declines a meeting.",
+]
+
+UNRELATED = [
+    f"{who} {what} {where}."
+    for who in ("The customer", "Marta", "The release train", "Our supplier in Turin", "The night shift")
+    for what in ("asked for an invoice about", "wrote a long note on", "prefers Python for", "blames the weather for")
+    for where in ("the garden fence", "shipment 4411", "the quarterly audit", "a broken scanner", "the blue ink")
+]
+"""A hundred memories that share words with the prompts above."""
+
+
+MakeMemory = Callable[..., Memory]
+
+
+def found(query: str, index: Index) -> list[str]:
+    """What the engine would inject with the default settings and no budget, best first."""
+    parsed = parse_query(query)
+    hits = sorted(search([index], parsed, 64, datetime.now(UTC)).hits, key=lambda hit: -hit.relevance)
+    if not hits:
+        return []
+    required = required_relevance(parsed, load(EngineSettings).min_relevance, hits[0].relevance)
+    return [hit.memory.content for hit in hits if hit.relevance >= required]
+
+
+@pytest.fixture(scope="module")
+def index_of(make: MakeMemory) -> Callable[[Iterable[str]], Index]:
+    return lambda contents: Index(Document.of(make(content)) for content in contents)
+
+
+@pytest.fixture(scope="module")
+def everything(index_of: Callable[[Iterable[str]], Index]) -> Index:
+    return index_of([*(memory for _, memory in PAIRS), *UNRELATED])
+
+
+@pytest.mark.parametrize(("question", "memory"), PAIRS)
+def test_a_question_finds_its_memory_alone_and_among_many(
+    question: str, memory: str, everything: Index, index_of: Callable[[Iterable[str]], Index]
+) -> None:
+    assert found(question, index_of([memory])) == [memory]
+    assert memory in found(question, everything)[:3]
+
+
+@pytest.mark.parametrize("prompt", GENERIC)
+def test_a_prompt_that_needs_no_memory_gets_none(prompt: str, everything: Index) -> None:
+    assert found(prompt, everything) == []
+
+
+@pytest.mark.xfail(reason="no word in common; vectors will find them", strict=True)
+@pytest.mark.parametrize(("question", "memory"), PARAPHRASES)
+def test_a_paraphrase_finds_its_memory(question: str, memory: str, everything: Index) -> None:
+    assert memory in found(question, everything)[:3]
+
+
+def test_a_question_behind_a_long_message_finds_its_memory(everything: Index) -> None:
+    chatter = (
+        "Yesterday the harbour was crowded, gulls circled above trawlers and nobody could park near the lighthouse. "
+        "Fishermen mended torn nets, tourists photographed rusty anchors, and a brass orchestra rehearsed marches. "
+    )
+    assert "The user's cat Milo is three years old." in found(chatter + "Anyway, how old is my cat Milo?", everything)

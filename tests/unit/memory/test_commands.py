@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from extproc.context.commands import app
+
+ORG, AGENT = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
+
+
+class Shell:
+    def __init__(self, data: Path) -> None:
+        self.data = data
+
+    def run(self, command: str, *arguments: str, agent: str = AGENT, stdin: str | None = None) -> Result:
+        options = ["--org", ORG, "--agent", agent, "--data", str(self.data)]
+        return CliRunner().invoke(app, [command, *arguments, *options], input=stdin, catch_exceptions=False)
+
+    def json(self, command: str, *arguments: str) -> Any:
+        result = self.run(command, *arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path / "state")
+
+
+def test_add_list_and_search(shell: Shell) -> None:
+    added = shell.json("add", "The user's name is Ada.", "--category", "preference")
+    assert added["is_new"]
+    assert shell.json("add", "The user's name is  Ada.") == {"id": added["id"], "is_new": False}
+    (listed,) = shell.json("list")
+    assert (listed["id"], listed["category"], listed["source"]) == (added["id"], "preference", "user_provided")
+    (found,) = shell.json("search", "what is my name?")
+    assert found["id"] == added["id"]
+    assert 0 < found["relevance"] <= 1
+    assert "Ada" in shell.run("list").stdout
+    assert "Ada" in shell.run("search", "name").stdout
+
+
+def test_a_users_memories_are_the_users(shell: Shell) -> None:
+    shell.json("add", "likes tea", "--user", "u1")
+    assert shell.json("list") == []
+    assert shell.json("search", "tea", "--user", "u2") == []
+    assert len(shell.json("search", "tea", "--user", "u1")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["add", "x", "--category", "gossip"], "category is not one of"),
+        (["add", "x", "--confidence", "2"], "confidence"),
+        (["add", ""], "content is empty"),
+        (["add", "x" * 10_001], "10,001 bytes"),
+        (["list", "--user", "a\nb"], "--user"),
+        (["forget"], "either the id"),
+        (["forget", "x", "--all"], "either the id"),
+        (["forget", "x"], "is not a UUID"),
+        (["forget", str(uuid.uuid4())], "memory list"),
+        (["import", "/no/such/file"], "cannot be read"),
+        (["export", "/no/such/file"], "cannot be written"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(shell: Shell, arguments: list[str], reason: str) -> None:
+    result = shell.run(*arguments)
+    assert result.exit_code == 2
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_agent_that_is_no_uuid_is_named(shell: Shell) -> None:
+    result = shell.run("list", agent="bot")
+    assert result.exit_code == 2
+    assert "--agent is not a UUID" in result.stderr
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = Shell(tmp_path / "file" / "state").run("list")
+    assert result.exit_code == 2
+    assert "directory of the memory store" in result.stderr
+
+
+def test_forget_asks_and_leaves_the_others(shell: Shell) -> None:
+    for user in ([], ["--user", "u1"]):
+        shell.json("add", "likes tea", *user)
+    assert shell.run("forget", "--all", "--user", "u1", stdin="n\n").exit_code == 1
+    assert len(shell.json("list", "--user", "u1")) == 2
+    result = shell.run("forget", "--all", "--user", "u1", stdin="y\n")
+    assert "1 memory of user u1 removed" in result.stdout
+    (left,) = shell.json("list", "--user", "u1")
+    assert shell.json("forget", left["id"]) == {"removed": 1}
+    assert shell.json("forget", "--all", "--yes") == {"removed": 0}
+
+
+def test_export_and_import_carry_everything_over(shell: Shell, tmp_path: Path) -> None:
+    for text in ("The user's name is Ada.", "Zeile\nzwei: ß 😀"):
+        shell.json("add", text)
+    shell.json("add", "likes tea", "--user", "u1")
+    file = tmp_path / "out.jsonl"
+    assert shell.run("export", str(file), "--user", "u1").exit_code == 0
+    other = Shell(tmp_path / "other")
+    result = other.run("import", str(file), "--user", "ignored", "--json")
+    assert json.loads(result.stdout) == {"added": 3, "known": 0, "bad": 0}
+    kept = ("id", "content", "user_id", "category", "confidence", "created_at", "content_hash")
+    before, after = (
+        [{name: row[name] for name in kept} for row in one.json("list", "--user", "u1")] for one in (shell, other)
+    )
+    assert before == after
+    again = other.run("import", "-", "--json", stdin=file.read_text())
+    assert json.loads(again.stdout) == {"added": 0, "known": 3, "bad": 0}
+    assert len(shell.run("export", "-", "--user", "u1").stdout.splitlines()) == 3
+
+
+def test_bad_lines_are_numbered_and_the_rest_goes_on(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    lines: list[bytes] = [
+        b'{"content": "one"}',
+        b"nonsense",
+        b"",
+        b"[1]",
+        b'{"content": 5}',
+        b'{"content": "x", "created_at": "yesterday"}',
+        b'{"content": "x", "org_id": "y"}',
+        b'{"content": "\xff"}',
+        b'{"content": "x", "confidence": "high"}',
+        b'{"content": "x", "status": "deleted"}',
+        b'{"content": "\\ud800"}',
+        b'{"content": "two", "created_at": "2024-02-03T04:05:06Z", "category": "episodic"}',
+    ]
+    file.write_bytes(b"\n".join(lines))
+    result = shell.run("import", str(file))
+    assert result.exit_code == 1
+    assert [int(line.split()[1][:-1]) for line in result.stderr.splitlines()] == [2, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert result.stdout == "2 added, 0 there already, 9 bad\n"
+    rows = {row["content"]: row for row in shell.json("list")}
+    assert rows["two"]["created_at"] == "2024-02-03T04:05:06+00:00"
+    assert rows["two"]["source"] == "imported"
+
+
+def test_an_id_of_somebody_elses_memory_is_a_bad_line(shell: Shell) -> None:
+    added = shell.json("add", "likes tea", "--user", "u1")
+    result = shell.run("import", "-", stdin=json.dumps({"id": added["id"], "content": "other"}))
+    assert result.exit_code == 1
+    assert "line 1: another memory has this id" in result.stderr
+
+
+def test_the_environment_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IBEX_DATA", str(tmp_path / "state"))
+    arguments = ["add", "tea", "--org", ORG, "--agent", AGENT]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert (tmp_path / "state" / "memories.db").exists()
+    monkeypatch.setenv("IBEX_DATABASE_URL", "postgresql://localhost/x")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "sqlite:///PATH" in result.stderr
+
+
+def test_a_text_with_control_characters_cannot_move_the_cursor(shell: Shell) -> None:
+    shell.json("add", "tea\x1b[2J\nmilk")
+    assert "\x1b" not in shell.run("list").stdout + shell.run("search", "tea").stdout

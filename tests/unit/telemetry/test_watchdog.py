@@ -1,0 +1,52 @@
+"""In a process of its own: the watchdog ends the one that it watches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from extproc.telemetry.watchdog import EXIT_STALLED
+
+PROGRAM = """
+import asyncio, sys, time
+from extproc.telemetry.watchdog import Watchdog
+async def main():
+    watchdog = Watchdog(0.4)
+    watchdog.start()
+    print("started", flush=True)
+    {body}
+    watchdog.stop()
+asyncio.run(main())
+"""
+
+
+def run(body: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+def test_a_loop_that_stands_still_ends_the_process() -> None:
+    with run("time.sleep(20)") as process:
+        assert process.wait(10) == EXIT_STALLED
+        assert process.stderr is not None
+        assert "event loop stood still" in process.stderr.read()
+
+
+def test_a_loop_that_ticks_is_left_alone() -> None:
+    with run("await asyncio.sleep(1.5)") as process:
+        assert process.wait(10) == 0
+
+
+def test_a_process_that_was_frozen_and_goes_on_is_left_alone() -> None:
+    with run("await asyncio.sleep(2)") as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(1.0)
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.wait(10) == 0
