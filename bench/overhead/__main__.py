@@ -63,7 +63,7 @@ def _options() -> argparse.Namespace:
 async def _measure_all(plan: Plan, set_ups: list[SetUp]) -> tuple[list[Slice], float, list[Slice]]:
     """The closed loop's slices, the rate of the open loop, and its slices (none without C)."""
     async with LoadGenerator() as load:
-        await _slices(load, set_ups, _WARM_UP, plan.slice_s, None, 0)
+        _check(await _slices(load, set_ups, _WARM_UP, plan.slice_s, None, 0))
         closed: list[Slice] = []
         for number in range(plan.rounds):
             _say(f"round {number + 1} of {plan.rounds}")
@@ -76,6 +76,15 @@ async def _measure_all(plan: Plan, set_ups: list[SetUp]) -> tuple[list[Slice], f
             _say(f"open loop {number + 1} of {plan.open_loop_rounds}, {rate:.0f} requests/s")
             opened += await _slices(load, _rotated(set_ups, number), cell, plan.open_loop_s, rate, number)
         return closed, rate, opened
+
+
+def _check(warm_up: list[Slice]) -> None:
+    """Raises PartsError where a set-up does not do what is to be measured: its numbers would look too good."""
+    for each in warm_up:
+        if "processor" in each.cpu_us and each.fallbacks == each.requests:
+            raise PartsError(f"the processor of {each.set_up} answered none of {each.requests} requests")
+        if each.set_up == "C" and not each.injected:
+            raise PartsError("the filter put no memory into any request")
 
 
 def _rotated(set_ups: list[SetUp], by: int) -> list[SetUp]:

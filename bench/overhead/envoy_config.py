@@ -88,7 +88,9 @@ def _processor(shipped: Node) -> Node:
         for chain in listener["filter_chains"]
         for network in chain["filters"]
     ]
-    return _named((entry for manager in managers for entry in manager["http_filters"]), "ibex.context")
+    found = _named((entry for manager in managers for entry in manager["http_filters"]), "ibex.context")
+    # There it is off until a chat route turns it on; here every request is one.
+    return {key: value for key, value in found.items() if key != "disabled"}
 
 
 def _processor_cluster(shipped: Node, port: int) -> Node:

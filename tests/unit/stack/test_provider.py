@@ -214,7 +214,10 @@ class TestOddRequests:
         self, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(stand_in, "MAX_BODY_BYTES", 1000)
-        for encoding, bomb in (("gzip", gzip.compress(b" " * 10_000, mtime=0)), ("deflate", zlib.compress(b" " * 10_000))):
+        for encoding, bomb in (
+            ("gzip", gzip.compress(b" " * 10_000, mtime=0)),
+            ("deflate", zlib.compress(b" " * 10_000)),
+        ):
             response = await client.post(CHAT, content=bomb, headers={"content-encoding": encoding})
             assert response.status_code == 400
 
