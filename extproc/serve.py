@@ -167,11 +167,12 @@ async def _process(
         readiness.is_serving = False
         await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.stop(settings.drain_s)
+    finally:
+        await server.stop(0)
         await admin.stop()
         for close in running.closers:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(close(), _CLOSE_LIMIT_S)
-    finally:
         watchdog.stop()
         if spans is not None:
             await asyncio.to_thread(spans.shutdown)

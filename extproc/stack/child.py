@@ -38,7 +38,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, before any thread exists here
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
         return cls(name, process, log_file)
 

@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 import yaml
 from typing_extensions import override
 
+from extproc.stack.child import die_with_parent
+
 __all__ = [
     "Address",
     "Envoy",
@@ -353,7 +355,12 @@ def start(
     try:
         with log_file.open("wb") as log, access_log_file.open("wb") as access_log:
             process = subprocess.Popen(  # noqa: S603 - our own command, no shell
-                command, stdin=subprocess.DEVNULL, stdout=access_log, stderr=log
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=access_log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
     except OSError as error:
         raise EnvoyError(f"{binary} cannot be started: {error}") from error

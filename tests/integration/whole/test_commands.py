@@ -1,0 +1,125 @@
+"""Commands as a shell runs them: what they say, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from extproc.stack import envoy
+from tests.integration.conftest import answers, running
+
+
+def extproc(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "extproc", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+
+
+def check_refused(done: subprocess.CompletedProcess[str], said: str) -> None:
+    assert done.returncode not in {0, -9}
+    assert said in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_finds_nothing_wrong_here(tmp_path: Path, envoy_binary: Path) -> None:
+    done = extproc("doctor", "--json", "--data", str(tmp_path), IBEX_ENVOY=str(envoy_binary))
+    findings = {finding["subject"]: finding for finding in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert {finding["state"] for finding in findings.values()} <= {"ok", "note"}
+    assert findings["envoy.yaml"]["state"] == findings["dropin.yaml"]["state"] == findings["store"]["state"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"IBEX_BUDGET_MS": "soon"}, "IBEX_BUDGET_MS"),
+        ({"IBEX_ENVOY": "/nowhere/envoy"}, "/nowhere/envoy"),
+        ({"IBEX_DATABASE_URL": "mysql://x"}, "IBEX_DATABASE_URL"),
+    ],
+)
+def test_doctor_says_what_is_wrong(environment: dict[str, str], said: str) -> None:
+    done = extproc("doctor", **environment)
+    assert done.returncode == 1
+    assert said in done.stdout
+    assert "problem" in done.stdout
+
+
+def test_doctor_notices_a_misspelt_variable(tmp_path: Path) -> None:
+    done = extproc("doctor", "--data", str(tmp_path), IBEX_BUGDET_MS="45")
+    assert "IBEX_BUGDET_MS" in done.stdout
+
+
+def test_migrate_may_run_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        done = extproc("migrate", "--data", str(tmp_path))
+        assert done.returncode == 0
+        assert "up to date" in done.stdout
+
+
+def test_a_mistake_in_the_settings_is_said_in_words() -> None:
+    check_refused(extproc("filter", IBEX_BUDGET_MS="-1"), "IBEX_BUDGET_MS")
+    check_refused(extproc("filter", IBEX_IDENTITY_ORG="cookie:org"), "IBEX_IDENTITY_ORG")
+    check_refused(extproc("engine", IBEX_DATABASE_URL="mysql://x"), "IBEX_DATABASE_URL")
+
+
+def test_an_address_in_use_is_said_in_words(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        check_refused(extproc("filter", "--listen", address, "--admin", "127.0.0.1:0"), address)
+        check_refused(extproc("filter", "--listen", "127.0.0.1:0", "--admin", address), address)
+        check_refused(extproc("engine", "--listen", address, "--data", str(tmp_path)), address)
+        check_refused(extproc("up", "--listen", address, "--data", str(tmp_path)), address)
+
+
+def test_up_leaves_no_process_behind_however_it_ends(tmp_path: Path) -> None:
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        command = [sys.executable, "-m", "extproc", "up", "--json", "--data", str(tmp_path)]
+        command += ["--listen", f"127.0.0.1:{envoy.free_port()}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            described = json.loads(process.stdout.readline())
+            process.send_signal(stop)
+            assert process.wait(40) == (0 if stop is signal.SIGTERM else -signal.SIGKILL)
+        for name, pids in described["pids"].items():
+            for pid in pids:
+                assert _has_ended(pid), name
+
+
+def _has_ended(pid: int) -> bool:
+    for _ in range(200):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        signal.sigtimedwait([], 0.05)
+    return False
+
+
+def test_sigterm_lets_a_filter_end_well() -> None:
+    admin = f"127.0.0.1:{envoy.free_port()}"
+    command = [sys.executable, "-m", "extproc", "filter", "--listen", "127.0.0.1:0", "--admin", admin]
+    with running(command, answers(f"http://{admin}/ready")) as process:
+        assert httpx2.get(f"http://{admin}/health").json() == {"process": "filter", "status": "ok"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_a_filter_pod_imports_neither_database_nor_queue() -> None:
+    program = "import sys, extproc.cli, extproc.filter.service; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    for module in ("sqlalchemy", "alembic", "sqlite3", "celery", "redis", "Stemmer", "yaml"):
+        assert f"'{module}'" not in done.stdout
