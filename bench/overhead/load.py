@@ -146,11 +146,13 @@ class _Slice:
         await self._warm()
 
     async def _warm(self) -> None:
-        """One request on each connection. Afterwards the result is empty again and no request is on its way."""
-        self._ends_at = 0.0
+        """One request on each connection, one after the other: all at once would be a burst that no client sends.
+
+        Afterwards the result is empty again and no request is on its way.
+        """
         for connection in self._connections:
             self._send(connection, time.perf_counter())
-        await self._wait_for_answers()
+            await self._wait_for_answers()
         if len(self._result.latencies_us) < len(self._connections):
             raise ConnectionError(f"no answer to the first request on port {self._order.port}")
         self._result, self._sent = Result(), 0
