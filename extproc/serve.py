@@ -20,11 +20,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from extproc.settings import EngineSettings, FilterSettings, ProcessSettings
 from extproc.telemetry.admin import AdminListener, Readiness
-from extproc.telemetry.logs import configure_logs
+from extproc.telemetry.logs import LineWriter, configure_logs
 from extproc.telemetry.spans import start_spans
 from extproc.telemetry.watchdog import Watchdog
 
-__all__ = ["StartError", "run_engine", "run_filter"]
+__all__ = ["StartError", "run_engine", "run_filter", "server_options"]
 
 _log = structlog.get_logger("extproc.serve")
 
@@ -46,6 +46,7 @@ class _Running:
     """What the body of `_process` fills."""
 
     server: grpc.aio.Server
+    logs: LineWriter
     closers: list[Callable[[], Awaitable[None]]]
     """Called in order after the last request."""
 
@@ -79,12 +80,14 @@ async def _filter(settings: FilterSettings) -> None:
     )
     engine = EngineClient(settings.engine_address)
     checks = {"engine": lambda: engine.is_ready(timeout_s=1.0)}
-    options = _server_options(settings.max_body_bytes + _GRPC_OVERHEAD_BYTES)
+    options = server_options(settings.max_body_bytes + _GRPC_OVERHEAD_BYTES)
     # A filter without its engine is ready all the same: requests go on without memory, which beats Envoy's time-out.
     async with _process(
         "filter", settings, settings.filter_listen, SERVICE_NAME, options, checks, needed=()
     ) as running:
-        ContextProcessor(engine, policy, identities, settings.budget_ms).add_to_server(running.server)
+        write_line = running.logs.put_object if settings.log_level in {"debug", "info"} else lambda _line: None
+        processor = ContextProcessor(engine, policy, identities, settings.budget_ms, write_line)
+        processor.add_to_server(running.server)
         running.closers.append(engine.close)
 
 
@@ -111,7 +114,7 @@ async def _engine(settings: EngineSettings) -> None:
 
     # Without its store an engine answers with nothing, so that nothing forgotten is served; that is no failure.
     checks = {"store": is_store_well}
-    options = _server_options(_ENGINE_MESSAGE_BYTES)
+    options = server_options(_ENGINE_MESSAGE_BYTES)
     async with _process(
         "engine", settings, settings.engine_listen, SERVICE_NAME, options, checks, needed=()
     ) as running:
@@ -119,7 +122,8 @@ async def _engine(settings: EngineSettings) -> None:
         running.closers.extend((service.stop, close_store))
 
 
-def _server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """gRPC options of every server here; the benchmark's bare processor has the same."""
     return [
         # grpcio's default of 4 MB stalls a larger body until Envoy's time-out.
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -152,7 +156,7 @@ async def _process(
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     admin = AdminListener(name, settings.admin_listen, readiness)
-    running = _Running(server, [])
+    running = _Running(server, logs, [])
     try:
         yield running
         _bind(server, listen)

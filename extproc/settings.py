@@ -68,7 +68,8 @@ class FilterSettings(ProcessSettings):
         4096, description="bytes of the last user message that the engine gets as the query"
     )
     recent_messages: Annotated[int, Field(ge=0, le=32)] = Field(
-        4, description="messages before the query that the engine gets with it"
+        0,
+        description="messages before the query that the engine gets with it, for engines that use them; ours does not",
     )
     context_window_tokens: Annotated[int, Field(ge=1024)] = Field(
         128_000, description="context window assumed for every model; no memory is added to a request that fills it"

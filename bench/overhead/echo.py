@@ -22,7 +22,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 
 from extproc.context.client import CHANNEL_OPTIONS
 from extproc.filter.service import SERVICE_NAME
-from extproc.serve import _server_options as server_options  # private there; a copy here would drift
+from extproc.serve import server_options
 
 __all__ = ["main"]
 

@@ -7,7 +7,7 @@ A failure is a value: the filter turns it into the request's outcome. Nothing th
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import grpc
@@ -15,7 +15,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from ibex.context.v1 import context_pb2
 
-__all__ = ["MAX_CONTEXT_BYTES", "EngineAnswer", "EngineClient", "EngineFailure", "MemoryHit"]
+__all__ = ["MAX_CONTEXT_BYTES", "EngineAnswer", "EngineClient", "EngineFailure"]
 
 MAX_CONTEXT_BYTES = 256 * 1024
 """A longer text is an engine gone wrong: 64 times the default budget of 1,024 tokens."""
@@ -43,23 +43,16 @@ class EngineFailure(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryHit:
-    """One memory of the block."""
-
-    id: str
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
 class EngineAnswer:
     text: str
     """What to inject; empty: nothing."""
     memories: int
     tokens: int
     candidates: int
-    engine_ms: int
-    hits: tuple[MemoryHit, ...] = field(default=())
-    """Empty where the engine does not tell."""
+    memory_ids: tuple[str, ...] = ()
+    """Of the block, best first; empty where the engine does not tell."""
+    memory_scores: tuple[float, ...] = ()
+    """In the same order."""
 
 
 class EngineClient:
@@ -113,10 +106,12 @@ def _read_answer(answer: context_pb2.AssembleContextResponse) -> EngineAnswer | 
     memories, tokens = answer.memories_included, answer.tokens_used
     if memories < 0 or tokens < 0 or len(text) > MAX_CONTEXT_BYTES:
         return EngineFailure.ERROR
-    hits = tuple(
-        MemoryHit(memory.memory_id, memory.composite_score)
-        for memory in answer.memories_used
-        if memory.exclusion in ("included", "")
+    used = [memory for memory in answer.memories_used if memory.exclusion in {"included", ""}]
+    return EngineAnswer(
+        text,
+        memories,
+        tokens,
+        answer.metrics.candidates_evaluated,
+        tuple([memory.memory_id for memory in used]),
+        tuple([memory.composite_score for memory in used]),
     )
-    metrics = answer.metrics
-    return EngineAnswer(text, memories, tokens, metrics.candidates_evaluated, metrics.total_ms, hits)

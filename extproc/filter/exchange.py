@@ -22,6 +22,7 @@ from extproc.filter.identity import Identity
 from extproc.filter.outcome import Outcome
 
 __all__ = [
+    "REQUEST_HEADERS",
     "Assemble",
     "Assembled",
     "Continue",
@@ -170,6 +171,20 @@ class State(Enum):
     DECIDED = auto()
     """The outcome stands; everything further passes."""
 
+
+REQUEST_HEADERS = frozenset(
+    (
+        ":method",
+        ":path",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        names.REQUEST_ID_HEADER,
+        names.SESSION_ID_HEADER,
+        names.SKIP_MEMORY_HEADER,
+    )
+)
+"""What an exchange reads of a request's headers; the driver need not tell it others."""
 
 _YES = frozenset(("1", "true", "yes", "on"))
 _SESSION_ID = re.compile(r"[!-~]{1,64}")

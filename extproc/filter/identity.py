@@ -82,6 +82,12 @@ class IdentitySources:
         self._agent = _parse(agent, "IBEX_IDENTITY_AGENT")
         self._user = _parse(user, "IBEX_IDENTITY_USER")
 
+    @property
+    def header_names(self) -> frozenset[str]:
+        """The request headers that `identify` may ask for."""
+        sources = (*self._org, *self._agent, *self._user)
+        return frozenset(source.name for source in sources if source.kind == "header")
+
     def identify(self, headers: Headers, metadata: Metadata) -> Identity | None:
         """None without a well-formed org and agent, or with a malformed user: then there is no memory."""
         org = _first(self._org, headers, metadata)

@@ -8,51 +8,74 @@ not).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Final
 
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from google.protobuf import struct_pb2
 
+from extproc import names
+
 __all__ = [
-    "header_map",
-    "metadata_struct",
+    "Metadata",
     "metadata_text",
+    "read_headers",
+    "read_status",
     "replace_body",
     "set_response_headers",
     "unchanged",
 ]
 
+Metadata = Mapping[str, str | float | bool]
+"""What goes into the dynamic metadata `ibex.context`, where Envoy's `receiving_namespaces` names it."""
+
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
-_EMPTY: dict[str | None, Callable[[], dict[str, Any]]] = {
-    "request_headers": lambda: {"request_headers": ext_proc.HeadersResponse()},
-    "request_body": lambda: {"request_body": ext_proc.BodyResponse()},
-    "request_trailers": lambda: {"request_trailers": ext_proc.TrailersResponse()},
-    "response_headers": lambda: {"response_headers": ext_proc.HeadersResponse()},
-    "response_body": lambda: {"response_body": ext_proc.BodyResponse()},
-    "response_trailers": lambda: {"response_trailers": ext_proc.TrailersResponse()},
-}
+_KINDS: Final = (
+    "request_headers",
+    "request_body",
+    "request_trailers",
+    "response_headers",
+    "response_body",
+    "response_trailers",
+)
 
 
-def unchanged(kind: str | None, metadata: struct_pb2.Struct | None = None) -> ext_proc.ProcessingResponse:
-    """The reply that changes nothing, by the message's kind; an empty one for a kind unknown to this release."""
-    empty = _EMPTY.get(kind)
-    return ext_proc.ProcessingResponse(**(empty() if empty else {}), dynamic_metadata=metadata)
+def _empty_reply(kind: str | None) -> ext_proc.ProcessingResponse:
+    reply = ext_proc.ProcessingResponse()
+    if kind in _KINDS:
+        getattr(reply, kind).SetInParent()
+    return reply
 
 
-def header_map(headers: ext_proc.HttpHeaders) -> dict[str, str]:
-    """Lower-case names (as Envoy sends them) to text; a name sent twice is joined with a comma, as HTTP has it.
+_UNCHANGED: Final[dict[str | None, bytes]] = {kind: _empty_reply(kind).SerializeToString() for kind in _KINDS}
+
+
+def read_headers(headers: ext_proc.HttpHeaders, wanted: AbstractSet[str]) -> dict[str, str]:
+    """The headers with these lower-case names (as Envoy sends them); one sent twice is joined with a comma.
 
     Bytes that are no UTF-8 become replacement characters: such a value matches nothing that we look for.
     """
     result: dict[str, str] = {}
     for header in headers.headers.headers:
         name = header.key
-        value = header.raw_value.decode("utf-8", "replace") if header.raw_value else header.value
-        result[name] = f"{result[name]},{value}" if name in result else value
+        if name in wanted:
+            value = _text(header)
+            result[name] = f"{result[name]},{value}" if name in result else value
     return result
+
+
+def read_status(headers: ext_proc.HttpHeaders) -> str:
+    """`:status`, which comes first; empty without one."""
+    return next((_text(header) for header in headers.headers.headers if header.key == ":status"), "")
+
+
+def _text(header: base_pb2.HeaderValue) -> str:
+    raw: bytes = header.raw_value
+    text: str = raw.decode("utf-8", "replace") if raw else header.value
+    return text
 
 
 def metadata_text(request: ext_proc.ProcessingRequest, namespace: str, path: Iterable[str]) -> str | None:
@@ -70,46 +93,58 @@ def metadata_text(request: ext_proc.ProcessingRequest, namespace: str, path: Ite
     return node.string_value if node is not None and node.HasField("string_value") else None
 
 
-def replace_body(
-    body: bytes, content_length: int | None, metadata: struct_pb2.Struct | None
-) -> ext_proc.ProcessingResponse:
-    common = ext_proc.CommonResponse(body_mutation=ext_proc.BodyMutation(body=body))
+# Replies are built in place and serialised here: a nested constructor copies each message into the next.
+
+
+def unchanged(kind: str | None, metadata: Metadata | None = None) -> bytes:
+    """The reply that changes nothing, by the message's kind; an empty one for a kind unknown to this release."""
+    if metadata is None:
+        return _UNCHANGED.get(kind, b"")
+    reply = _empty_reply(kind)
+    _set_metadata(reply, metadata)
+    return _serialised(reply)
+
+
+def replace_body(body: bytes, content_length: int | None, metadata: Metadata | None) -> bytes:
+    reply = ext_proc.ProcessingResponse()
+    common = reply.request_body.response
+    common.body_mutation.body = body
     if content_length is not None:
-        common.header_mutation.CopyFrom(_mutation((("content-length", str(content_length)),)))
-    return ext_proc.ProcessingResponse(request_body=ext_proc.BodyResponse(response=common), dynamic_metadata=metadata)
+        _set_header(common.header_mutation, "content-length", str(content_length))
+    _set_metadata(reply, metadata)
+    return _serialised(reply)
 
 
-def set_response_headers(
-    headers: Iterable[tuple[str, str]], metadata: struct_pb2.Struct | None
-) -> ext_proc.ProcessingResponse:
-    common = ext_proc.CommonResponse(header_mutation=_mutation(headers))
-    response = ext_proc.HeadersResponse(response=common)
-    return ext_proc.ProcessingResponse(response_headers=response, dynamic_metadata=metadata)
+def set_response_headers(headers: Iterable[tuple[str, str]], metadata: Metadata | None) -> bytes:
+    reply = ext_proc.ProcessingResponse()
+    mutation = reply.response_headers.response.header_mutation
+    for name, value in headers:
+        _set_header(mutation, name, value)
+    _set_metadata(reply, metadata)
+    return _serialised(reply)
 
 
-def metadata_struct(namespace: str, values: Mapping[str, str | float | bool]) -> struct_pb2.Struct:
-    """Dynamic metadata of one namespace; Envoy takes it over where `receiving_namespaces` names it."""
-    fields = {name: _value(value) for name, value in values.items()}
-    inner = struct_pb2.Value(struct_value=struct_pb2.Struct(fields=fields))
-    return struct_pb2.Struct(fields={namespace: inner})
+def _set_header(mutation: ext_proc.HeaderMutation, name: str, value: str) -> None:
+    option = mutation.set_headers.add()
+    option.append_action = _OVERWRITE
+    option.header.key = name
+    option.header.raw_value = value.encode()
 
 
-def _value(value: str | float) -> struct_pb2.Value:
-    match value:
-        case bool():
-            return struct_pb2.Value(bool_value=value)
-        case str():
-            return struct_pb2.Value(string_value=value)
-        case _:
-            return struct_pb2.Value(number_value=value)
+def _set_metadata(reply: ext_proc.ProcessingResponse, metadata: Metadata | None) -> None:
+    if metadata is None:
+        return
+    fields = reply.dynamic_metadata.fields[names.CONTEXT_METADATA].struct_value.fields
+    for name, value in metadata.items():
+        match value:
+            case bool():
+                fields[name].bool_value = value
+            case str():
+                fields[name].string_value = value
+            case _:
+                fields[name].number_value = value
 
 
-def _mutation(headers: Iterable[tuple[str, str]]) -> ext_proc.HeaderMutation:
-    return ext_proc.HeaderMutation(
-        set_headers=[
-            base_pb2.HeaderValueOption(
-                header=base_pb2.HeaderValue(key=name, raw_value=value.encode()), append_action=_OVERWRITE
-            )
-            for name, value in headers
-        ]
-    )
+def _serialised(reply: ext_proc.ProcessingResponse) -> bytes:
+    data: bytes = reply.SerializeToString()
+    return data

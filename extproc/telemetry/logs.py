@@ -18,6 +18,8 @@ from typing_extensions import override
 
 __all__ = ["LineWriter", "configure_logs"]
 
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
 _KEPT_LINES = 10_000
 _WRITE_INTERVAL_S = 0.05
 """Lines are written in batches: a wake-up for each would cost more than the line."""
@@ -30,6 +32,7 @@ class LineWriter:
         self._stream = stream
         self._lines: deque[bytes] = deque()
         self._dropped = 0
+        self._has_lines = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -39,15 +42,24 @@ class LineWriter:
             self._dropped += 1
             return
         self._lines.append(line)
+        if not self._has_lines.is_set():
+            self._has_lines.set()
+
+    def put_object(self, line: msgspec.Struct) -> None:
+        """For lines that are written so often that a dict and a chain of processors would show."""
+        self.put(_encode(line))
 
     def close(self, timeout_s: float = 1.0) -> None:
         self._closing.set()
+        self._has_lines.set()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while not self._closing.wait(_WRITE_INTERVAL_S):
+        while not self._closing.is_set():
+            self._has_lines.wait()
+            self._closing.wait(_WRITE_INTERVAL_S)
+            self._has_lines.clear()
             self._write()
-        self._write()
 
     def _write(self) -> None:
         lines = [self._lines.popleft() for _ in range(len(self._lines))]
@@ -90,14 +102,13 @@ def configure_logs(process: str, level: str, stream: BinaryIO | None = None) -> 
     """Set up structlog for this process; returns the writer, to be closed last."""
     writer = LineWriter(stream or sys.stdout.buffer)
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    encode = msgspec.json.Encoder(enc_hook=str).encode
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
-            lambda _logger, _method, event: encode({"process": process, **event}),
+            lambda _logger, _method, event: _encode({"process": process, **event}),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=lambda *_args: _Logger(writer),

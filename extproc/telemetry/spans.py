@@ -12,9 +12,10 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanContext
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from extproc.telemetry.otlp import OtlpSpanProcessor
 
 __all__ = ["parent_of", "start_spans", "traceparent_of"]
 
@@ -22,19 +23,15 @@ _propagator = TraceContextTextMapPropagator()
 
 
 def start_spans(process: str, endpoint: str) -> TracerProvider | None:
-    """Export this process's spans to an OTLP/HTTP receiver, by its base URL; None when there is no endpoint.
+    """Send this process's spans to an OTLP/HTTP receiver, by its base URL; None when there is no endpoint.
 
-    The parent's sampling decision holds. A receiver that is away costs spans (the exporter's queue is bounded), never
-    time. JSON, because the wheels `opentelemetry-proto` and `xds-protos` both own `opentelemetry/proto/`, and whichever
-    is installed last breaks the other (docs/decisions/0002).
+    The parent's sampling decision holds.
     """
     if not endpoint:
         return None
-    from opentelemetry.exporter.otlp.json.http.trace_exporter import OTLPSpanExporter
-
-    provider = TracerProvider(resource=Resource.create({"service.name": f"ibex-{process}"}))
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5)
-    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+    resource = Resource.create({"service.name": f"ibex-{process}"})
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(OtlpSpanProcessor(endpoint, resource))
     trace.set_tracer_provider(provider)
     return provider
 
