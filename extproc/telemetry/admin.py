@@ -97,7 +97,15 @@ class AdminListener:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with the signals left to the composition root."""
+    """uvicorn, with the signals left to the composition root, and one wake-up a second instead of ten.
+
+    Ten cost 2.2 ms of CPU a second in a process whose requests cost 2 ms each.
+    """
+
+    @override
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            await asyncio.sleep(1.0)
 
     @override
     @contextlib.contextmanager

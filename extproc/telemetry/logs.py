@@ -21,7 +21,7 @@ __all__ = ["LineWriter", "configure_logs"]
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 _KEPT_LINES = 10_000
-_WRITE_INTERVAL_S = 0.05
+_WRITE_INTERVAL_S = 0.25
 """Lines are written in batches: a wake-up for each would cost more than the line."""
 
 

@@ -17,7 +17,8 @@ __all__ = ["EXIT_STALLED", "Watchdog"]
 EXIT_STALLED = 70
 """EX_SOFTWARE of sysexits.h."""
 
-_CHECKS_PER_LIMIT = 4
+_CHECKS_PER_LIMIT = 2
+"""Each wakes the process up. A stall is found after one limit at the earliest and one and a half at the latest."""
 
 
 class Watchdog:
