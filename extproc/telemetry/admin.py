@@ -104,7 +104,7 @@ class _Server(uvicorn.Server):
 
     @override
     async def main_loop(self) -> None:
-        while not await self.on_tick(0):
+        while not await self.on_tick(0):  # noqa: ASYNC110 - uvicorn stops by a flag
             await asyncio.sleep(1.0)
 
     @override
