@@ -53,6 +53,8 @@ DEFAULT_FOUND = 10
 MOST_FEEDBACK_IDS = 500
 MOST_WEIGHT = 2.0
 """Of a prior: it then moves a score from nothing to twice."""
+MOST_SPAN_CHARACTERS = 256
+"""Of a caller's own text in a span."""
 USEFULNESS_STEP = 0.05
 """One voice; ten of them take a memory from neutral to the end of the scale."""
 SEARCH_WALL_S = 5.0
@@ -327,9 +329,9 @@ def _describe(span: trace.Span, request: pb.AssembleContextRequest, assembly: As
         {
             names.ORG_ATTRIBUTE: request.org_id,
             names.GEN_AI_AGENT_ID: request.agent_id,
-            names.GEN_AI_CONVERSATION_ID: request.session_id,
-            names.GEN_AI_REQUEST_MODEL: request.model,
-            names.REQUEST_ID_ATTRIBUTE: request.request_id,
+            names.GEN_AI_CONVERSATION_ID: request.session_id[:MOST_SPAN_CHARACTERS],
+            names.GEN_AI_REQUEST_MODEL: request.model[:MOST_SPAN_CHARACTERS],
+            names.REQUEST_ID_ATTRIBUTE: request.request_id[:MOST_SPAN_CHARACTERS],
             names.OUTCOME_ATTRIBUTE: assembly.outcome,
             names.CANDIDATES_ATTRIBUTE: assembly.evaluated,
             names.MEMORIES_INCLUDED_ATTRIBUTE: len(included),

@@ -129,6 +129,7 @@ class Assemble:
     """Ask the engine, within what is left of the budget, and feed `Assembled` or `NotAssembled`."""
 
     request: ChatRequest
+    model: str
     identity: Identity
     session_id: str
     request_id: str
@@ -188,6 +189,8 @@ REQUEST_HEADERS = frozenset(
 
 _YES = frozenset(("1", "true", "yes", "on"))
 _SESSION_ID = re.compile(r"[!-~]{1,64}")
+_MODEL_CHARACTERS = 256
+"""Twice the longest model name seen. The client may write 10 MB there."""
 _RESERVED_OUTPUT_TOKENS = 4096
 """Room kept for the answer when the request does not say how much it wants."""
 _BYTES_PER_TOKEN = 3
@@ -246,8 +249,8 @@ class Exchange:
 
     @property
     def model(self) -> str:
-        """The model that the client asked for; empty until the body was read."""
-        return self._request.model if self._request else ""
+        """The model that the client asked for, cut to a length that spans and engines can bear; empty until it is read."""
+        return self._request.model[:_MODEL_CHARACTERS] if self._request else ""
 
     def receive(self, event: Event) -> list[Effect]:
         match event:
@@ -322,7 +325,7 @@ class Exchange:
             return [*self._decide(Outcome.NOTHING_FOUND), Forward(None, None)]
         self._body = event.body
         self._state = State.ASSEMBLING
-        return [Assemble(request, self._identity, self._session_id, self._request_id, available_tokens)]
+        return [Assemble(request, self.model, self._identity, self._session_id, self._request_id, available_tokens)]
 
     def _available_tokens(self, request: ChatRequest) -> int:
         held = request.content_bytes // _BYTES_PER_TOKEN

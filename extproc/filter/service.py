@@ -173,7 +173,7 @@ def _engine_request(order: ex.Assemble, span: SpanContext) -> context_pb2.Assemb
         session_id=order.session_id,
         query=request.query,
         # An engine refuses an empty model; a request without one is the provider's to refuse.
-        model=request.model or "unknown",
+        model=order.model or "unknown",
         available_tokens=order.available_tokens,
         recent_messages=[context_pb2.Message(role=message.role, content=message.text) for message in request.recent],
         request_id=order.request_id,

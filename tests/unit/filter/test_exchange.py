@@ -94,6 +94,15 @@ def test_a_body_without_content_length_gets_none() -> None:
     assert forward.content_length is None
 
 
+def test_a_model_of_megabytes_is_cut() -> None:
+    chat = exchange(Policy(context_window_tokens=10**9))
+    chat.receive(headers())
+    body = json.dumps({"model": "m" * 5_000_000, "messages": [{"role": "user", "content": "hi there"}]}).encode()
+    [assemble] = chat.receive(RequestBody(body))
+    assert isinstance(assemble, Assemble)
+    assert assemble.model == chat.model == "m" * 256
+
+
 def test_an_empty_answer_is_no_fallback() -> None:
     chat = exchange()
     chat.receive(headers())
