@@ -249,7 +249,7 @@ class Exchange:
 
     @property
     def model(self) -> str:
-        """The model that the client asked for, cut to a length that spans and engines can bear; empty until it is read."""
+        """The model that the client asked for, cut to what spans and engines can bear; empty until it is read."""
         return self._request.model[:_MODEL_CHARACTERS] if self._request else ""
 
     def receive(self, event: Event) -> list[Effect]:
