@@ -32,7 +32,7 @@ setup-envoys: $(ENVOY_MATRIX:%=.envoy/%/.ready) ## Install every Envoy version t
 run: setup ## Everything on this machine: Envoy, filter, engine, a stand-in provider
 	$(BIN)/extproc up $(ARGS)
 
-test: setup lint typecheck ## All checks and tests
+test: setup setup-envoys lint typecheck ## All checks and tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.ready ## Unit and property tests only

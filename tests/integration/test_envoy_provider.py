@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import ssl
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -15,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import trustme
 
 from extproc.stack import envoy as stack
 from extproc.stack.envoy import Address, Provider
@@ -33,21 +31,19 @@ class TlsStandIn:
 
 @pytest.fixture(scope="session")
 def tls_provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsStandIn]:
-    """The stand-in behind a certificate for `localhost` that signs itself."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        assert not os.environ.get("CI"), "openssl is missing"
-        pytest.skip("openssl is not installed")
+    """The stand-in behind a certificate for `localhost` of an authority that only this test knows."""
     directory = tmp_path_factory.mktemp("tls")
-    key, certificate = directory / "key.pem", directory / "certificate.pem"
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=stand-in"]
-    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    key, certificate, ca_file = (directory / name for name in ("key.pem", "certificate.pem", "ca.pem"))
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.private_key_pem.write_to_path(str(key))
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
+    authority.cert_pem.write_to_path(str(ca_file))
     port = stack.free_port()
     server = [sys.executable, "-m", "uvicorn", "--factory", "extproc.stack.provider:create_app", "--log-level", "error"]
     server += ["--port", str(port), "--ssl-keyfile", str(key), "--ssl-certfile", str(certificate)]
     with running(server, lambda: is_listening(port)):
-        yield TlsStandIn(port, certificate)
+        yield TlsStandIn(port, ca_file)
 
 
 def is_listening(port: int) -> bool:
