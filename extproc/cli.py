@@ -29,6 +29,9 @@ Saves a fifth of the filter's CPU at one request at a time, a tenth under load (
 wins.
 """
 
+EXTRAS = {"filter": "filter", "engine": "engine", "memory": "engine", "migrate": "engine"}
+"""What to install for a command; for any other, `stack`."""
+
 DataOption = Annotated[Path | None, typer.Option("--data", help="Directory of the embedded stores.", metavar="DIR")]
 
 
@@ -43,6 +46,12 @@ def main() -> NoReturn:
         app()
     except (SettingsError, StartError) as error:
         typer.echo(f"extproc: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (error.name or "extproc").startswith("extproc"):
+            raise
+        extra = EXTRAS.get(sys.argv[1] if len(sys.argv) > 1 else "", "stack")
+        typer.echo(f"extproc: {error.name} is not installed; this command needs `ibex-extproc[{extra}]`", err=True)
         sys.exit(2)
     sys.exit(0)
 
