@@ -39,12 +39,10 @@ def main() -> NoReturn:
     """Entry point of the `extproc` command."""
     # Before the first import of grpc, which reads it once.
     os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
-    from extproc.serve import StartError
-
     _mount_optional_commands()
     try:
         app()
-    except (SettingsError, StartError) as error:
+    except SettingsError as error:
         typer.echo(f"extproc: {error}", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:

@@ -18,13 +18,13 @@ import structlog
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from extproc.settings import EngineSettings, FilterSettings, ProcessSettings
+from extproc.settings import EngineSettings, FilterSettings, ProcessSettings, SettingsError
 from extproc.telemetry.admin import AdminListener, Readiness
 from extproc.telemetry.logs import LineWriter, configure_logs
 from extproc.telemetry.spans import start_spans
 from extproc.telemetry.watchdog import Watchdog
 
-__all__ = ["StartError", "run_engine", "run_filter", "server_options"]
+__all__ = ["run_engine", "run_filter", "server_options"]
 
 _log = structlog.get_logger("extproc.serve")
 
@@ -35,10 +35,6 @@ _ENGINE_MESSAGE_BYTES = 4 * 1024 * 1024
 """A query and a few recent messages: far below."""
 
 _CLOSE_LIMIT_S = 2.0
-
-
-class StartError(Exception):
-    """A process cannot start; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +67,7 @@ async def _filter(settings: FilterSettings) -> None:
     try:
         identities = IdentitySources(settings.identity_org, settings.identity_agent, settings.identity_user)
     except SourceError as error:
-        raise StartError(str(error)) from None
+        raise SettingsError(str(error)) from None
     policy = Policy(
         placement=Placement(settings.placement),
         max_body_bytes=settings.max_body_bytes,
@@ -100,7 +96,7 @@ async def _engine(settings: EngineSettings) -> None:
         service = ContextService(store, settings)
         await service.start()
     except StoreError as error:
-        raise StartError(f"the memory store cannot be opened: {error}") from None
+        raise SettingsError(f"the memory store cannot be opened: {error}") from None
 
     async def is_store_well() -> bool:
         try:
@@ -188,14 +184,14 @@ def _bind(server: grpc.aio.Server, listen: str) -> None:
     try:
         server.add_insecure_port(listen)
     except RuntimeError as error:
-        raise StartError(f"cannot listen on {listen}: is another process using it? ({error})") from None
+        raise SettingsError(f"cannot listen on {listen}: is another process using it? ({error})") from None
 
 
 async def _start_admin(admin: AdminListener, listen: str) -> None:
     try:
         await admin.start()
     except (OSError, ValueError) as error:
-        raise StartError(f"cannot listen on {listen} (IBEX_ADMIN_LISTEN): {error}") from None
+        raise SettingsError(f"cannot listen on {listen} (IBEX_ADMIN_LISTEN): {error}") from None
 
 
 async def _set_health(servicer: health.aio.HealthServicer, service_name: str, status: int) -> None:

@@ -17,7 +17,7 @@ __all__ = ["EngineSettings", "FilterSettings", "ProcessSettings", "Settings", "S
 
 
 class SettingsError(Exception):
-    """The environment holds values that cannot be used. The message lists all of them, one a line."""
+    """What was set cannot be used: a malformed value, an address in use. The message lists all of it, one a line."""
 
 
 class Settings(BaseSettings):
