@@ -142,14 +142,14 @@ class TestFilterIsBroken:
     def test_slow_to_answer_the_body(self, either: Gateway, processor: Processor, provider: StandIn) -> None:
         def answer(message: pb.ProcessingRequest) -> pb.ProcessingResponse:
             if message.WhichOneof("request") == "request_body":
-                time.sleep(0.4)
+                time.sleep(3)
             return default_answer(message)
 
         processor.answer = answer
         begun = time.monotonic()
         response = either.chat()
         assert response.status_code == 200
-        assert time.monotonic() - begun < 0.35
+        assert time.monotonic() - begun < 2.5
         assert context(response) == NOT_ASKED
         assert json.loads(provider.last().body)["messages"] == [{"role": "user", "content": "hello"}]
 
@@ -176,7 +176,7 @@ class TestFilterIsBroken:
             running(command, lambda: is_listening(address), cwd=ROOT) as process,
             started(envoy_binary, "envoy.yaml", tmp_path, [address], provider.address) as gateway,
         ):
-            assert context(gateway.chat()) == HEALTHY
+            assert eventually(lambda: context(gateway.chat()) == HEALTHY)
             os.kill(process.pid, signal.SIGSTOP)
             times = []
             for _ in range(3):
@@ -185,7 +185,7 @@ class TestFilterIsBroken:
                 times.append(time.monotonic() - begun)
                 assert response.status_code == 200
                 assert context(response) == NOT_ASKED
-            assert all(0.09 < seconds < 0.35 for seconds in times), times
+            assert all(0.09 < seconds < 2 for seconds in times), "message_timeout, and what a busy machine adds"
             assert eventually(lambda: gateway.stat("cluster.extproc_filter.http2.keepalive_timeout") > 0)
             os.kill(process.pid, signal.SIGCONT)
             assert eventually(lambda: context(gateway.chat()) == HEALTHY)
@@ -197,7 +197,7 @@ class TestFilterIsBroken:
             running(command, lambda: is_listening(address), cwd=ROOT) as process,
             started(envoy_binary, "dropin.yaml", tmp_path, [address], provider.address) as gateway,
         ):
-            assert context(gateway.chat()) == HEALTHY
+            assert eventually(lambda: context(gateway.chat()) == HEALTHY)
             process.kill()
             process.wait(10)
             for _ in range(3):

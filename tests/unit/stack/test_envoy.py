@@ -75,6 +75,13 @@ class TestShipped:
             assert cluster["per_connection_buffer_limit_bytes"] == 10 * 1024 * 1024
 
     @pytest.mark.parametrize("name", FILES)
+    def test_the_filter_fails_open_within_100_ms(self, name: Literal["envoy.yaml", "dropin.yaml"]) -> None:
+        context_filter = envoy._http_filter(envoy.load(envoy.shipped(name)), "ibex.context")["typed_config"]
+        assert context_filter["failure_mode_allow"] is True
+        assert context_filter["message_timeout"] == "0.1s"
+        assert context_filter["processing_mode"]["request_body_mode"] == "BUFFERED"
+
+    @pytest.mark.parametrize("name", FILES)
     def test_comments_fit_the_screen(self, name: Literal["envoy.yaml", "dropin.yaml"]) -> None:
         lines = envoy.shipped(name).read_text(encoding="utf-8").splitlines()
         assert [line for line in lines if len(line) > 120] == []
