@@ -1,0 +1,104 @@
+"""Envoy's messages, checked with a second, independent implementation of their wire format (envoy-data-plane)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+from envoy.config.core.v3 import base_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
+from google.protobuf import struct_pb2
+
+from extproc.filter import wire
+
+
+@pytest.fixture(scope="module")
+def other() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own, at import
+        from envoy_data_plane.envoy.service.ext_proc import v3
+    return v3
+
+
+def headers_message(*pairs: tuple[str, bytes]) -> ext_proc.HttpHeaders:
+    entries = [base_pb2.HeaderValue(key=name, raw_value=value) for name, value in pairs]
+    return ext_proc.HttpHeaders(headers=base_pb2.HeaderMap(headers=entries))
+
+
+def test_a_replaced_body_reads_the_same_elsewhere(other: Any) -> None:
+    metadata: wire.Metadata = {"outcome": "injected", "memories": 2, "assemble_ms": 1.5, "fallback": False}
+    reply = other.ProcessingResponse.parse(wire.replace_body(b"\x00body", 5, metadata))
+    common = reply.request_body.response
+    assert common.body_mutation.body == b"\x00body"
+    [option] = common.header_mutation.set_headers
+    assert (option.header.key, option.header.raw_value, option.header.value) == ("content-length", b"5", "")
+    assert option.append_action.name == "OVERWRITE_IF_EXISTS_OR_ADD"
+    fields = reply.dynamic_metadata.fields["ibex.context"].struct_value.fields
+    assert fields["outcome"].string_value == "injected"
+    assert fields["memories"].number_value == 2
+    assert fields["assemble_ms"].number_value == 1.5
+    assert fields["fallback"].bool_value is False
+
+
+def test_response_headers_read_the_same_elsewhere(other: Any) -> None:
+    reply = other.ProcessingResponse.parse(wire.set_response_headers([("x-a", "1"), ("x-b", "ü")], None))
+    options = reply.response_headers.response.header_mutation.set_headers
+    assert [(option.header.key, option.header.raw_value) for option in options] == [
+        ("x-a", b"1"),
+        ("x-b", "ü".encode()),
+    ]
+    assert reply.immediate_response is None
+    assert reply.mode_override is None
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("request_headers", "request_body", "request_trailers"),
+        *("response_headers", "response_body", "response_trailers"),
+    ],
+)
+@pytest.mark.parametrize("metadata", [None, {"outcome": "not_chat"}])
+def test_an_unchanged_reply_is_of_its_kind_elsewhere(other: Any, kind: str, metadata: wire.Metadata | None) -> None:
+    reply = other.ProcessingResponse.parse(wire.unchanged(kind, metadata))
+    assert getattr(reply, kind) is not None
+    assert (reply.dynamic_metadata is not None) == (metadata is not None)
+
+
+def test_an_unknown_kind_gets_an_empty_reply() -> None:
+    assert wire.unchanged(None) == b""
+
+
+def test_headers_are_read_by_name_and_a_header_sent_twice_is_joined() -> None:
+    message = headers_message(("a", b"1"), ("b", b"2"), ("a", b"3"), ("bad", b"\xff\xfe"), ("empty", b""))
+    read = wire.read_headers(message, {"a", "bad", "empty", "absent"})
+    assert read == {"a": "1,3", "bad": "\ufffd\ufffd", "empty": ""}
+
+
+def test_the_status_is_found_and_may_be_absent() -> None:
+    assert wire.read_status(headers_message(("x", b"1"), (":status", b"204"))) == "204"
+    assert wire.read_status(headers_message(("x", b"1"))) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        (("org",), "o"),
+        (("payload", "sub"), "u1"),
+        (("payload",), None),
+        (("payload", "sub", "deeper"), None),
+        (("number",), None),
+        (("absent",), None),
+        (("org", "deeper"), None),
+    ],
+)
+def test_metadata_is_text_at_a_path_or_nothing(path: tuple[str, ...], found: str | None) -> None:
+    struct = struct_pb2.Struct()
+    struct.update({"org": "o", "number": 5, "payload": {"sub": "u1"}})
+    request = ext_proc.ProcessingRequest()
+    request.metadata_context.filter_metadata["ns"].CopyFrom(struct)
+    before = request.SerializeToString(deterministic=True)
+    assert wire.metadata_text(request, "ns", path) == found
+    assert wire.metadata_text(request, "other", path) is None
+    assert request.SerializeToString(deterministic=True) == before, "reading adds nothing"
