@@ -37,6 +37,7 @@ DataOption = Annotated[Path | None, typer.Option("--data", help="Directory of th
 
 def main() -> NoReturn:
     """Entry point of the `extproc` command."""
+    _open_standard_streams()
     # Before the first import of grpc, which reads it once.
     os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
     _mount_optional_commands()
@@ -52,6 +53,14 @@ def main() -> NoReturn:
         typer.echo(f"extproc: {error.name} is not installed; this command needs `ibex-extproc[{extra}]`", err=True)
         sys.exit(2)
     sys.exit(0)
+
+
+def _open_standard_streams() -> None:
+    """A supervisor may start us with standard streams closed; files and sockets would then take their numbers."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        descriptor = os.dup(descriptor)
+    os.close(descriptor)
 
 
 def _mount_optional_commands() -> None:

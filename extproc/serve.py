@@ -7,7 +7,6 @@ ready, drain, flush, close, each step with a limit. SIGTERM and SIGINT stop it w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -171,8 +170,10 @@ async def _process(
         await server.stop(0)
         await admin.stop()
         for close in running.closers:
-            with contextlib.suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(close(), _CLOSE_LIMIT_S)
+            except Exception:  # noqa: BLE001 - what comes after it must be closed too
+                _log.exception("a part did not close well")
         watchdog.stop()
         if spans is not None:
             await asyncio.to_thread(spans.shutdown)
@@ -190,7 +191,7 @@ def _bind(server: grpc.aio.Server, listen: str) -> None:
 async def _start_admin(admin: AdminListener, listen: str) -> None:
     try:
         await admin.start()
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise SettingsError(f"cannot listen on {listen} (IBEX_ADMIN_LISTEN): {error}") from None
 
 

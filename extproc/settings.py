@@ -21,7 +21,9 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="IBEX_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="IBEX_", frozen=True, extra="ignore", populate_by_name=True
+    )
 
 
 class ProcessSettings(Settings):
@@ -58,7 +60,7 @@ class FilterSettings(ProcessSettings):
     budget_ms: Annotated[float, Field(gt=0, le=1000)] = Field(
         45.0, description="milliseconds from a request's arrival at the filter to its reply, everything included"
     )
-    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1024**3)] = Field(
         10 * 1024 * 1024, description="largest request body that is read; keep it equal to Envoy's buffer limit"
     )
     placement: Literal["last_user", "system_first", "before_last_user"] = Field(
@@ -71,7 +73,7 @@ class FilterSettings(ProcessSettings):
         0,
         description="messages before the query that the engine gets with it, for engines that use them; ours does not",
     )
-    context_window_tokens: Annotated[int, Field(ge=1024)] = Field(
+    context_window_tokens: Annotated[int, Field(ge=1024, le=100_000_000)] = Field(
         128_000, description="context window assumed for every model; no memory is added to a request that fills it"
     )
     identity_org: str = Field(

@@ -13,6 +13,9 @@ from urllib.parse import unquote
 
 __all__ = ["is_json", "segments"]
 
+_LONGEST_PATH: Final = 2048
+"""No provider's path is a tenth of that, query string included; a longer one is no chat, and not worth decoding."""
+
 _JSON: Final = re.compile(
     r"\s*application/(?:json|[\w.!#$&^-]+\+json)\s*(?:;.*)?", re.ASCII | re.IGNORECASE | re.DOTALL
 )
@@ -20,6 +23,8 @@ _JSON: Final = re.compile(
 
 def segments(path: str) -> list[str]:
     """The decoded segments of `:path`, without its query string."""
+    if len(path) > _LONGEST_PATH:
+        return [""]
     parts = path.partition("?")[0].partition("#")[0].split("/")
     if len(parts) > 1 and not parts[-1]:
         parts.pop()

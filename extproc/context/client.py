@@ -7,6 +7,8 @@ A failure is a value: the filter turns it into the request's outcome. Nothing th
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,6 +22,12 @@ __all__ = ["MAX_CONTEXT_BYTES", "EngineAnswer", "EngineClient", "EngineFailure"]
 MAX_CONTEXT_BYTES = 256 * 1024
 """A longer text is an engine gone wrong: 64 times the default budget of 1,024 tokens."""
 
+MAX_MEMORIES = 1000
+"""Rows about memories in one answer; each costs the filter's loop 1 µs."""
+_KEPT_IDS = 64
+_ID = re.compile(r"[!-~]{1,64}")
+"""An id goes into spans. Whatever else an engine writes there might be a memory's text, and is left out."""
+
 _METHOD = "/ibex.context.v1.ContextAssemblyService/AssembleContext"
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -30,7 +38,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # Finds a host that vanished without a word; a connection that was idle for a while is tried before it is needed.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 2_000),
-    ("grpc.max_receive_message_length", 4 * MAX_CONTEXT_BYTES),
+    # http_proxy in the environment is for the internet; an engine is next door.
+    ("grpc.enable_http_proxy", 0),
+    # The text, and what an engine says about a few hundred memories. More is refused before it is parsed.
+    ("grpc.max_receive_message_length", MAX_CONTEXT_BYTES + 128 * 1024),
 )
 
 
@@ -104,9 +115,15 @@ def _failure_of(code: grpc.StatusCode) -> EngineFailure:
 def _read_answer(answer: context_pb2.AssembleContextResponse) -> EngineAnswer | EngineFailure:
     text = answer.assembled_context
     memories, tokens = answer.memories_included, answer.tokens_used
-    if memories < 0 or tokens < 0 or len(text) > MAX_CONTEXT_BYTES:
+    if memories < 0 or tokens < 0 or len(text) > MAX_CONTEXT_BYTES or len(answer.memories_used) > MAX_MEMORIES:
         return EngineFailure.ERROR
-    used = [memory for memory in answer.memories_used if memory.exclusion in {"included", ""}]
+    used = [
+        memory
+        for memory in answer.memories_used
+        if memory.exclusion in {"included", ""}
+        and math.isfinite(memory.composite_score)
+        and _ID.fullmatch(memory.memory_id)
+    ][:_KEPT_IDS]
     return EngineAnswer(
         text,
         memories,

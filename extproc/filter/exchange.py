@@ -41,6 +41,7 @@ __all__ = [
     "SetResponseHeaders",
     "StreamEnded",
     "UnexpectedEvent",
+    "readable_request_id",
 ]
 
 
@@ -188,13 +189,19 @@ REQUEST_HEADERS = frozenset(
 """What an exchange reads of a request's headers; the driver need not tell it others."""
 
 _YES = frozenset(("1", "true", "yes", "on"))
-_SESSION_ID = re.compile(r"[!-~]{1,64}")
+_SESSION_ID = _REQUEST_ID = re.compile(r"[!-~]{1,64}")
 _MODEL_CHARACTERS = 256
 """Twice the longest model name seen. The client may write 10 MB there."""
 _RESERVED_OUTPUT_TOKENS = 4096
 """Room kept for the answer when the request does not say how much it wants."""
 _BYTES_PER_TOKEN = 3
 """Low on purpose (English has about 4): a request that might fill the window gets no memory."""
+
+
+def readable_request_id(headers: Mapping[str, str]) -> str:
+    """X-Request-ID where it can be one; else empty, since a client may write a prompt there and it goes into logs."""
+    sent = headers.get(names.REQUEST_ID_HEADER, "")
+    return sent if _REQUEST_ID.fullmatch(sent) else ""
 
 
 class Exchange:
@@ -278,7 +285,7 @@ class Exchange:
             return []
         headers = event.headers
         self._session_id = self._choose_session_id(headers.get(names.SESSION_ID_HEADER))
-        self._request_id = headers.get(names.REQUEST_ID_HEADER, "")
+        self._request_id = readable_request_id(headers)
         self._path = headers.get(":path", "")
         self._had_content_length = "content-length" in headers
         self._identity = event.identity

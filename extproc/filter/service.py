@@ -14,10 +14,10 @@ import grpc.aio
 import structlog
 import uuid_utils
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
+from google.protobuf.message import DecodeError
 from ibex.context.v1 import context_pb2
 from opentelemetry.trace import SpanContext
 
-from extproc import names
 from extproc.chat import Placement
 from extproc.context.client import EngineClient, EngineFailure
 from extproc.filter import exchange as ex
@@ -48,7 +48,7 @@ _FAILURES = {
     EngineFailure.ERROR: Outcome.ENGINE_ERROR,
 }
 
-ServicerContext: TypeAlias = grpc.aio.ServicerContext[ext_proc.ProcessingRequest, bytes]
+ServicerContext: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 InitialMetadata: TypeAlias = dict[str, str | bytes]
 
 _log = structlog.get_logger("extproc.filter")
@@ -73,10 +73,8 @@ class ContextProcessor:
         self._wanted_headers = ex.REQUEST_HEADERS | identities.header_names | {"traceparent"}
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
-        # No response_serializer: replies are bytes already.
-        process: grpc.RpcMethodHandler[ext_proc.ProcessingRequest, bytes] = grpc.stream_stream_rpc_method_handler(
-            self.process, request_deserializer=ext_proc.ProcessingRequest.FromString
-        )
+        # Bytes both ways: a message that cannot be decoded is ours to answer, not grpcio's to raise.
+        process: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self.process)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Process": process}),))
 
     async def process(self, _requests: object, context: ServicerContext) -> None:
@@ -85,7 +83,7 @@ class ContextProcessor:
         exchange = ex.Exchange(self._policy_of(initial), _mint_session_id)
         report = Report([str(initial.get("traceparent", ""))])
         try:
-            while (message := await context.read()) is not grpc.aio.EOF:
+            while (message := await context.read()) is not grpc.aio.EOF:  # type: ignore[comparison-overlap]  # stub's gap
                 await context.write(await self._answer(exchange, report, message))
         finally:
             for effect in exchange.receive(ex.StreamEnded()):
@@ -101,15 +99,22 @@ class ContextProcessor:
             policy = replace(policy, is_enabled=False)
         return policy
 
-    async def _answer(self, exchange: ex.Exchange, report: Report, message: ext_proc.ProcessingRequest) -> bytes:
+    async def _answer(self, exchange: ex.Exchange, report: Report, raw: bytes) -> bytes:
         """The one reply to one message."""
         report.arrived()
-        kind = message.WhichOneof("request")
+        kind = None
         try:
+            message = ext_proc.ProcessingRequest.FromString(raw)
+            kind = message.WhichOneof("request")
             effects = exchange.receive(self._event_of(kind, message, report))
             if isinstance(order := effects[-1], ex.Assemble):
                 effects = exchange.receive(await self._assemble(order, report))
             return self._reply(kind, effects, exchange, report)
+        except DecodeError:
+            # Strings in protobuf are UTF-8; dynamic metadata made from a header may hold other bytes. Of what kind the
+            # message was cannot be known, so the reply is empty and Envoy goes on without us.
+            _log.warning("a message of Envoy's cannot be decoded; the request goes on unchanged")
+            return self._reply(None, exchange.receive(ex.Failed()), exchange, report)
         except Exception:  # noqa: BLE001 - the driver's one broad catch: a bug of ours must not cost a request
             _log.exception("a bug; this request goes on unchanged", kind=kind, request_id=report.request_id)
             return self._reply(kind, exchange.receive(ex.Failed()), exchange, report)
@@ -118,7 +123,7 @@ class ContextProcessor:
         match kind:
             case "request_headers":
                 headers = wire.read_headers(message.request_headers, self._wanted_headers)
-                report.request_id = headers.get(names.REQUEST_ID_HEADER, "")
+                report.request_id = ex.readable_request_id(headers)
                 report.add_traceparent(headers.get("traceparent", ""))
                 identity = self._identities.identify(
                     headers.get, lambda namespace, path: wire.metadata_text(message, namespace, path)
@@ -142,6 +147,9 @@ class ContextProcessor:
         metrics.ENGINE_SECONDS.observe(report.engine_ms / 1e3)
         if isinstance(answer, EngineFailure):
             return ex.NotAssembled(_FAILURES[answer])
+        if report.elapsed_ms() > self._budget_ms:
+            # The answer was in time, and this loop was not.
+            return ex.NotAssembled(Outcome.TIMEOUT)
         report.answer = answer
         return ex.Assembled(answer.text, answer.memories, answer.tokens)
 

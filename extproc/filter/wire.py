@@ -79,18 +79,23 @@ def _text(header: base_pb2.HeaderValue) -> str:
 
 
 def metadata_text(request: ext_proc.ProcessingRequest, namespace: str, path: Iterable[str]) -> str | None:
-    """The string at a path of one namespace of dynamic metadata; None when it is absent or no string."""
+    """The string at a path of one namespace of dynamic metadata; None when nothing is there.
+
+    Empty when something else is there, a number or a list: that is malformed, and must not look like absent.
+    """
     filters = request.metadata_context.filter_metadata
     if namespace not in filters:  # a look-up would add it
         return None
     node: struct_pb2.Value | None = None
     fields = filters[namespace].fields
     for key in path:
+        if node is not None and not node.HasField("struct_value"):
+            return ""
         if key not in fields:
             return None
         node = fields[key]
         fields = node.struct_value.fields
-    return node.string_value if node is not None and node.HasField("string_value") else None
+    return node.string_value if node is not None else None
 
 
 # Replies are built in place and serialised here: a nested constructor copies each message into the next.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import secrets
+import tempfile
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,10 +38,16 @@ class Demo:
 
     @classmethod
     def find_or_make(cls, data: Path) -> Demo:
-        """Raises DemoError, and OSError when the directory cannot be written."""
-        if (demo := cls.find(data)) is None:
-            demo = cls(str(uuid.uuid4()), str(uuid.uuid4()), secrets.token_hex(16))
-            file = data / "demo.json"
-            file.touch(mode=0o600)
-            file.write_text(json.dumps(asdict(demo)), encoding="utf-8")
-        return demo
+        """Of several processes that make one at once, all get the same. Raises DemoError, and OSError."""
+        if (demo := cls.find(data)) is not None:
+            return demo
+        made = cls(str(uuid.uuid4()), str(uuid.uuid4()), secrets.token_hex(16))
+        with tempfile.NamedTemporaryFile("w", dir=data, prefix="demo.", encoding="utf-8") as file:  # 0600, as made
+            file.write(json.dumps(asdict(made)))
+            file.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, data / "demo.json")
+        found = cls.find(data)
+        if found is None:
+            raise DemoError(f"{data / 'demo.json'} was removed while it was being made; run the command again")
+        return found

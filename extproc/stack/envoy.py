@@ -221,6 +221,8 @@ def set_listener(config: Node, address: Address) -> None:
     if len(listeners) != 1:
         raise EnvoyError(f"The configuration has {len(listeners)} listeners; one was expected.")
     listeners[0]["address"] = _socket_address(address)
+    # With it, a second Envoy on the same port would get half of the connections and nobody would be told.
+    listeners[0]["enable_reuse_port"] = False
 
 
 def set_cluster(config: Node, name: str, addresses: Sequence[Address]) -> None:

@@ -7,6 +7,7 @@ is about.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -18,16 +19,19 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import typer
 
 from extproc.memory.demo import Demo, DemoError
-from extproc.settings import StoreSettings, load
+from extproc.settings import ProcessSettings, StoreSettings, load
 from extproc.stack import envoy
 from extproc.stack.child import Child
 
 __all__ = ["Stack", "StackError", "run"]
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""For our own loopback URLs: a proxy of the environment has no business there."""
 
 _READY_LIMIT_S = 30.0
 _STOP_LIMIT_S = 8.0
@@ -43,6 +47,8 @@ class StackError(Exception):
 class Stack:
     """The running parts. `stop` it, whatever happened."""
 
+    lock: IO[str]
+    """Held open: one stack for each state directory."""
     state_dir: Path
     demo: Demo
     database: str
@@ -73,6 +79,7 @@ class Stack:
     def stop(self) -> None:
         for child in reversed(self.children):
             child.stop(_STOP_LIMIT_S)
+        self.lock.close()
 
 
 def run(*, listen: str, provider: str | None, otlp: str | None, data: Path | None, as_json: bool) -> None:
@@ -96,13 +103,24 @@ def _prepare(settings: StoreSettings) -> Stack:
     from extproc.memory.store import StoreError, open_store, store_url
 
     try:
-        settings.data.mkdir(parents=True, exist_ok=True)
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = _lock(settings.data)
         open_store(settings).close()
-        return Stack(settings.data.resolve(), Demo.find_or_make(settings.data), store_url(settings))
+        return Stack(lock, settings.data.resolve(), Demo.find_or_make(settings.data), store_url(settings))
     except OSError as error:
         raise StackError(f"the state directory {settings.data} cannot be used: {error}") from None
     except (DemoError, StoreError) as error:
         raise StackError(str(error)) from None
+
+
+def _lock(state_dir: Path) -> IO[str]:
+    lock = (state_dir / "up.lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise StackError(f"another `extproc up` uses {state_dir}; stop it, or give this one its own --data") from None
+    return lock
 
 
 def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, stopping: threading.Event) -> None:
@@ -110,10 +128,8 @@ def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, st
         gateway = envoy.Address.parse(listen)
         binary = envoy.find_envoy(os.environ.get("IBEX_ENVOY"))
         engine, filter_, filter_admin, envoy_admin = (envoy.Address("127.0.0.1", envoy.free_port()) for _ in range(4))
-        environment = {
-            "IBEX_DATA": str(stack.state_dir),
-            "IBEX_OTLP_ENDPOINT": otlp or os.environ.get("IBEX_OTLP_ENDPOINT", ""),
-        }
+        endpoint = otlp or load(ProcessSettings).otlp_endpoint
+        environment = {"IBEX_DATA": str(stack.state_dir)} | ({"IBEX_OTLP_ENDPOINT": endpoint} if endpoint else {})
         _start_engine(stack, engine, environment, stopping)
         _start_filter(stack, filter_, filter_admin, engine, environment, stopping)
         upstream = _start_provider(stack, provider, stopping)
@@ -125,10 +141,10 @@ def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, st
             any_model=provider is not None,
             org_id=stack.demo.org_id,
             agent_id=stack.demo.agent_id,
-            collector=_collector(environment["IBEX_OTLP_ENDPOINT"]),
+            collector=_collector(endpoint),
         )
         _start_envoy(stack, binary, plan, stopping)
-    except (envoy.EnvoyError, ValueError) as error:
+    except (envoy.EnvoyError, OSError, ValueError) as error:
         raise StackError(str(error)) from None
 
 
@@ -202,7 +218,7 @@ def _wait(child: Child, is_ready: Callable[[], bool], stopping: threading.Event)
 def _get(url: str) -> bytes | None:
     """The body of a 200; None for anything else."""
     try:
-        with urllib.request.urlopen(url, timeout=2.5) as response:  # noqa: S310 - our own loopback URLs
+        with _direct.open(url, timeout=2.5) as response:
             body: bytes = response.read()
             return body
     except (urllib.error.URLError, OSError):

@@ -120,7 +120,7 @@ def _bound_socket(listen: str) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, int(port)))
-    except (OSError, ValueError):
+    except (OSError, OverflowError, ValueError):
         listener.close()
         raise
     return listener

@@ -60,6 +60,7 @@ class LineWriter:
             self._closing.wait(_WRITE_INTERVAL_S)
             self._has_lines.clear()
             self._write()
+        self._write()
 
     def _write(self) -> None:
         lines = [self._lines.popleft() for _ in range(len(self._lines))]
@@ -73,9 +74,9 @@ class LineWriter:
         try:
             self._stream.write(b"\n".join(lines) + b"\n")
             self._stream.flush()
-        except (OSError, ValueError):
-            # Nobody reads our output any more: there is nowhere left to say so.
-            self._lines.clear()
+        except Exception:  # noqa: BLE001 - whatever it is, this thread must live on
+            # Nobody takes our output; said as soon as somebody does again.
+            self._dropped += len(lines)
 
 
 class _Logger:

@@ -27,8 +27,8 @@ from typing_extensions import override
 
 __all__ = ["OtlpSpanProcessor", "encode_span"]
 
-_KEPT_SPANS = 8192
-"""About 16 MB. A receiver that is away costs spans, never memory without end."""
+_KEPT_BYTES = 16 * 1024 * 1024
+"""About 8,000 spans. A receiver that is away costs spans, never memory without end."""
 _BATCH_SPANS = 512
 _SEND_INTERVAL_S = 0.5
 _TIMEOUT_S = 5.0
@@ -48,6 +48,9 @@ class OtlpSpanProcessor(SpanProcessor):
 
     def __init__(self, endpoint: str, resource: Resource) -> None:
         self._url = f"{endpoint.rstrip('/')}/v1/traces"
+        parts = urllib3.util.parse_url(self._url)
+        self._receiver = f"{parts.host}:{parts.port}"
+        """For the log: the URL may hold a password."""
         self._headers = {
             **parse_env_headers(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""), liberal=True),
             "content-type": "application/json",
@@ -57,6 +60,8 @@ class OtlpSpanProcessor(SpanProcessor):
             % _encode(_attributes(resource.attributes))
         )
         self._spans: deque[bytes] = deque()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
         self._pool = urllib3.PoolManager(maxsize=1, retries=False, timeout=_TIMEOUT_S)
         self._is_failing = False
         self._has_spans = threading.Event()
@@ -68,10 +73,13 @@ class OtlpSpanProcessor(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is None or not span.context.trace_flags.sampled:
             return
-        if len(self._spans) >= _KEPT_SPANS:
-            _DROPPED.inc()
-            return
-        self._spans.append(encode_span(span))
+        encoded = encode_span(span)
+        with self._lock:
+            if self._kept_bytes + len(encoded) > _KEPT_BYTES:
+                _DROPPED.inc()
+                return
+            self._kept_bytes += len(encoded)
+            self._spans.append(encoded)
         if not self._has_spans.is_set():
             self._has_spans.set()
 
@@ -91,24 +99,32 @@ class OtlpSpanProcessor(SpanProcessor):
             self._has_spans.wait()
             self._stopping.wait(_SEND_INTERVAL_S)  # so that spans travel together
             self._has_spans.clear()
-            while self._spans:
-                self._send([self._spans.popleft() for _ in range(min(_BATCH_SPANS, len(self._spans)))])
+            while batch := self._take():
+                self._send(batch)
+
+    def _take(self) -> list[bytes]:
+        with self._lock:
+            batch = [self._spans.popleft() for _ in range(min(_BATCH_SPANS, len(self._spans)))]
+            self._kept_bytes -= sum(map(len, batch))
+            return batch
 
     def _send(self, spans: list[bytes]) -> None:
         body = b"%b%b]}]}]}" % (self._head, b",".join(spans))
         try:
             response = self._pool.request("POST", self._url, body=body, headers=self._headers)
             problem = "" if response.status < 300 else f"status {response.status}"
-        except urllib3.exceptions.HTTPError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live on
             problem = type(error).__name__
         if problem:
             _DROPPED.inc(len(spans))
         if bool(problem) != self._is_failing:
             self._is_failing = bool(problem)
             if problem:
-                _log.warning("spans are dropped until their receiver takes them again", url=self._url, problem=problem)
+                _log.warning(
+                    "spans are dropped until their receiver takes them again", receiver=self._receiver, problem=problem
+                )
             else:
-                _log.info("spans are delivered again", url=self._url)
+                _log.info("spans are delivered again", receiver=self._receiver)
 
 
 def encode_span(span: ReadableSpan) -> bytes:

@@ -11,13 +11,16 @@ from collections.abc import Iterable
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.trace import SpanContext
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from extproc.telemetry.otlp import OtlpSpanProcessor
 
 __all__ = ["parent_of", "start_spans", "traceparent_of"]
+
+_MOST_CHARACTERS = 256
+"""Of one attribute: ids and names are shorter, and nothing else belongs into a span."""
 
 _propagator = TraceContextTextMapPropagator()
 
@@ -30,7 +33,7 @@ def start_spans(process: str, endpoint: str) -> TracerProvider | None:
     if not endpoint:
         return None
     resource = Resource.create({"service.name": f"ibex-{process}"})
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, span_limits=SpanLimits(max_span_attribute_length=_MOST_CHARACTERS))
     provider.add_span_processor(OtlpSpanProcessor(endpoint, resource))
     trace.set_tracer_provider(provider)
     return provider

@@ -7,8 +7,8 @@ connection at once. So a process that cannot answer is better gone, and its supe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import sys
 import threading
 import time
 
@@ -58,8 +58,13 @@ class Watchdog:
                 # This thread stood still as well: the whole process (SIGSTOP, a suspended machine), not its loop alone.
                 self._last_tick = now
             elif now - self._last_tick > self._limit_s:
-                # Not through the log writer: it may be what stands still.
-                sys.stderr.write('{"level":"error","event":"event loop stood still, ending the process"}\n')
-                sys.stderr.flush()
-                os._exit(EXIT_STALLED)
+                _end_process()
             slept_from = now
+
+
+def _end_process() -> None:
+    """With a last word where somebody reads it; a full or closed pipe must not keep the process alive."""
+    with contextlib.suppress(BaseException):
+        os.set_blocking(2, False)
+        os.write(2, b'{"level":"error","event":"event loop stood still, ending the process"}\n')
+    os._exit(EXIT_STALLED)

@@ -109,15 +109,23 @@ class TestTracing:
         with started(
             envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider.address, collector=address
         ) as gateway:
-            response = gateway.chat(headers={"traceparent": TRACEPARENT})
+            url = "/v1/chat/completions?key=s3cret-key"
+            body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
+            request_id = "3d1c8a5e-7f24-4c11-8a5e-7f244c118a5e"
+            sent = {"traceparent": TRACEPARENT, "x-request-id": request_id}
+            response = gateway.post(url, json=body, headers=sent)
             assert context(response) == HEALTHY
+            assert response.headers["x-request-id"] == request_id, "kept to the digit"
             version, trace_id, span_id, flags = processor.streams[-1].metadata["traceparent"].split("-")
             assert (version, trace_id, flags) == ("00", TRACE_ID, "01")
             assert span_id != "00f067aa0ba902b7"
             assert gateway.access_log(response.headers["x-request-id"])["trace_id"] == TRACE_ID
             span = spans.wait_for(lambda span: span.span_id == span_id)
             assert (span.service, span.trace_id) == ("ibex-gateway", TRACE_ID)
-        assert not any(b"hello" in export for export in spans.raw)
+            unnamed = gateway.chat(headers={"x-request-id": "hello"})
+            assert unnamed.status_code == 200
+            spans.wait_for(lambda span: unnamed.headers["x-request-id"] in str(span.attributes) + span.trace_id)
+        assert not any(b"hello" in export or b"s3cret" in export for export in spans.raw)
 
     def test_an_absent_collector_costs_nothing(
         self, envoy_binary: Path, processor: Processor, processor_address: Address, provider: StandIn, tmp_path: Path

@@ -83,6 +83,32 @@ def test_an_address_in_use_is_said_in_words(tmp_path: Path) -> None:
         check_refused(extproc("up", "--listen", address, "--data", str(tmp_path)), address)
 
 
+def test_a_second_up_in_one_directory_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "extproc", "up", "--json", "--data", str(tmp_path)]
+    command += ["--listen", f"127.0.0.1:{envoy.free_port()}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        described = json.loads(process.stdout.readline())
+        try:
+            check_refused(extproc("up", "--data", str(tmp_path), "--listen", "127.0.0.1:0"), str(tmp_path))
+            taken = described["gateway"].removeprefix("http://")
+            check_refused(extproc("up", "--data", str(tmp_path / "other"), "--listen", taken), taken.rpartition(":")[2])
+        finally:
+            process.terminate()
+            assert process.wait(40) == 0
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_our_own_addresses(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "extproc", "up", "--json", "--data", str(tmp_path)]
+    command += ["--listen", f"127.0.0.1:{envoy.free_port()}"]
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("{")
+        process.terminate()
+        assert process.wait(40) == 0
+
+
 def test_up_leaves_no_process_behind_however_it_ends(tmp_path: Path) -> None:
     for stop in (signal.SIGTERM, signal.SIGKILL):
         command = [sys.executable, "-m", "extproc", "up", "--json", "--data", str(tmp_path)]

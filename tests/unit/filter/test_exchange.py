@@ -103,6 +103,15 @@ def test_a_model_of_megabytes_is_cut() -> None:
     assert assemble.model == chat.model == "m" * 256
 
 
+@pytest.mark.parametrize("sent", ["a prompt with blanks", "x" * 65, "mäh"])
+def test_a_request_id_that_could_be_a_prompt_is_not_taken_over(sent: str) -> None:
+    chat = exchange()
+    chat.receive(headers(x_request_id=sent))
+    [assemble] = chat.receive(RequestBody(BODY))
+    assert isinstance(assemble, Assemble)
+    assert assemble.request_id == ""
+
+
 def test_an_empty_answer_is_no_fallback() -> None:
     chat = exchange()
     chat.receive(headers())

@@ -59,6 +59,12 @@ def test_the_first_source_that_is_present_counts_even_when_it_is_malformed() -> 
     assert identify(sources, {"x-agent": "spoilt"}) is None
 
 
+def test_a_claim_of_the_wrong_type_does_not_hand_over_to_the_clients_header() -> None:
+    sources = IdentitySources(f"value:{ORG}", f"value:{AGENT}", "metadata:jwt/user,header:x-user")
+    assert identify(sources, {"x-user": "victim"}, {("jwt", ("user",)): ""}) is None
+    assert identify(sources, {"x-user": "u1"}) == Identity(ORG, AGENT, "u1")
+
+
 def test_no_source_means_no_identity() -> None:
     assert identify(IdentitySources("", f"value:{AGENT}", "")) is None
 

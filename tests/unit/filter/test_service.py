@@ -11,6 +11,7 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from ibex.context.v1 import context_pb2
 
+from extproc.context.client import EngineAnswer, EngineClient
 from tests.unit.filter.envoy_side import (
     AGENT,
     ANSWER,
@@ -82,6 +83,14 @@ async def _negative(_raw: bytes) -> bytes:
     return context_pb2.AssembleContextResponse(assembled_context="x", tokens_used=-1).SerializeToString()
 
 
+async def _many_rows(_raw: bytes) -> bytes:
+    return b"\x22\x00" * 60_000 + b"\x0a\x05hello\x18\x01"
+
+
+async def _too_large(_raw: bytes) -> bytes:
+    return b"\x22\x00" * 500_000 + b"\x0a\x05hello\x18\x01"
+
+
 async def _slow(_raw: bytes) -> bytes:
     await asyncio.sleep(0.06)
     return ANSWER.SerializeToString()
@@ -89,7 +98,14 @@ async def _slow(_raw: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("behaviour", "outcome"),
-    [(_rubbish, "engine_error"), (_too_long, "engine_error"), (_negative, "engine_error"), (_slow, "timeout")],
+    [
+        (_rubbish, "engine_error"),
+        (_too_long, "engine_error"),
+        (_negative, "engine_error"),
+        (_many_rows, "engine_error"),
+        (_too_large, "engine_unavailable"),
+        (_slow, "timeout"),
+    ],
 )
 async def test_an_engine_that_misbehaves_is_a_fallback(
     context_filter: Filter, engine: StubEngine, behaviour: object, outcome: str
@@ -164,6 +180,38 @@ async def test_every_kind_of_message_gets_a_reply_of_its_kind(
     for _ in range(2):
         assert (await ask(call, message)).WhichOneof("response") == kind
     call.cancel()
+
+
+async def test_a_message_that_cannot_be_decoded_gets_its_reply(context_filter: Filter) -> None:
+    """Dynamic metadata made of a header may hold bytes that are no UTF-8."""
+    call = context_filter.open()
+    good = request_headers(org="x" * 7).SerializeToString()
+    broken = good.replace(b"x" * 7, b"\xff" * 7)
+    assert broken != good
+    raw: grpc.aio.StreamStreamCall[bytes, bytes] = context_filter.channel.stream_stream(
+        "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+    )()
+    await raw.write(broken)
+    reply = ext_proc.ProcessingResponse.FromString(await asyncio.wait_for(raw.read(), 5))
+    assert outcome_of(reply) == "filter_error"
+    raw.cancel()
+    call.cancel()
+
+
+async def test_only_ids_and_finite_scores_of_an_engine_reach_a_span(engine: StubEngine, engine_address: str) -> None:
+    rows = [("m1", 0.5), ("SECRET memory text", 0.5), ("m2", float("nan")), ("x" * 65, 0.5)]
+
+    async def answer(_raw: bytes) -> bytes:
+        used = [context_pb2.MemoryUsed(memory_id=name, composite_score=score) for name, score in rows]
+        return context_pb2.AssembleContextResponse(assembled_context="t", memories_used=used).SerializeToString()
+
+    engine.behaviour = answer
+    client = EngineClient(engine_address)
+    found = await client.assemble(context_pb2.AssembleContextRequest(), 5, None)
+    await client.close()
+    assert isinstance(found, EngineAnswer)
+    assert found.memory_ids == ("m1",)
+    assert found.memory_scores == (0.5,)
 
 
 async def test_a_route_can_change_the_placement_or_turn_memory_off(context_filter: Filter) -> None:

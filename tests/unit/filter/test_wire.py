@@ -86,16 +86,18 @@ def test_the_status_is_found_and_may_be_absent() -> None:
     [
         (("org",), "o"),
         (("payload", "sub"), "u1"),
-        (("payload",), None),
-        (("payload", "sub", "deeper"), None),
-        (("number",), None),
+        (("payload",), ""),
+        (("payload", "sub", "deeper"), ""),
+        (("number",), ""),
+        (("null",), ""),
         (("absent",), None),
-        (("org", "deeper"), None),
+        (("payload", "absent"), None),
+        (("org", "deeper"), ""),
     ],
 )
-def test_metadata_is_text_at_a_path_or_nothing(path: tuple[str, ...], found: str | None) -> None:
+def test_metadata_is_text_at_a_path_or_nothing_or_malformed(path: tuple[str, ...], found: str | None) -> None:
     struct = struct_pb2.Struct()
-    struct.update({"org": "o", "number": 5, "payload": {"sub": "u1"}})
+    struct.update({"org": "o", "number": 5, "null": None, "payload": {"sub": "u1"}})
     request = ext_proc.ProcessingRequest()
     request.metadata_context.filter_metadata["ns"].CopyFrom(struct)
     before = request.SerializeToString(deterministic=True)

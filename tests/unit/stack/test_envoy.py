@@ -119,6 +119,7 @@ class TestRender:
         rendered = envoy.render(config, plan())
         envoy.set_admin(rendered, Address("127.0.0.1", 9901))
         envoy.set_listener(rendered, Address("127.0.0.1", 8080))
+        assert rendered["static_resources"]["listeners"][0].pop("enable_reuse_port") is False
         envoy.drop_tracing(config)
         assert rendered == config
 

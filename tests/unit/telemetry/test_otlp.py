@@ -119,3 +119,29 @@ def test_a_receiver_that_refuses_costs_nothing_but_spans(receiver: tuple[Receive
     for _ in range(20_000):
         traces.get_tracer("t").start_span("x").end()
     traces.shutdown()
+
+
+def test_a_header_that_cannot_be_sent_does_not_end_the_sender(
+    receiver: tuple[Receiver, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, url = receiver
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=%D0%BA")
+    traces = provider(url)
+    traces.get_tracer("t").start_span("x").end()
+    [sender] = [thread for thread in threading.enumerate() if thread.name == "otlp"][-1:]
+    threading.Event().wait(1.2)
+    assert sender.is_alive()
+    traces.shutdown()
+    assert kept.requests == []
+
+
+def test_spans_that_nobody_takes_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extproc.telemetry.otlp._KEPT_BYTES", 10_000)
+    monkeypatch.setattr("extproc.telemetry.otlp._SEND_INTERVAL_S", 30)
+    processor = OtlpSpanProcessor("http://127.0.0.1:9", Resource({}))
+    traces = TracerProvider(shutdown_on_exit=False)
+    traces.add_span_processor(processor)
+    for _ in range(200):
+        traces.get_tracer("t").start_span("x", attributes={"a": "y" * 200}).end()
+    assert sum(map(len, processor._spans)) <= 10_000
+    traces.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,3 +51,23 @@ def test_a_process_that_was_frozen_and_goes_on_is_left_alone() -> None:
         time.sleep(1.0)
         os.kill(process.pid, signal.SIGCONT)
         assert process.wait(10) == 0
+
+
+def test_a_reader_that_stopped_does_not_keep_a_stalled_process_alive() -> None:
+    """Standard error is a pipe that is full, as when a container's log reader hangs."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 65536)
+    os.set_blocking(writer, True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body="time.sleep(20)")], stdout=writer, stderr=writer
+    )
+    try:
+        assert process.wait(15) == EXIT_STALLED
+    finally:
+        process.kill()
+        process.wait(10)
+        os.close(reader)
+        os.close(writer)
