@@ -21,9 +21,7 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="IBEX_", frozen=True, extra="ignore", populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="IBEX_", frozen=True, extra="ignore", populate_by_name=True)
 
 
 class ProcessSettings(Settings):

@@ -50,12 +50,14 @@ class _Held:
 
 class NamespaceCache:
     def __init__(self, store: MemoryStore, limit_bytes: int) -> None:
-        """`limit_bytes`: of all indexes together, approximately; the last one used is kept whatever its size."""
+        """`limit_bytes`: of all indexes together, approximately; what a request waits for is kept whatever its size."""
         self._store = store
         self._approximate_bytes = 0
         self._limit_bytes = limit_bytes
         self._held: OrderedDict[Namespace, _Held] = OrderedDict()
         self._updates: dict[Namespace, asyncio.Task[None]] = {}
+        self._needed: dict[Namespace, set[Namespace]] = {}
+        """By partition that is updated: all that requests waiting for it need, not to be pushed out by it."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="extproc-memory")
 
     async def stop(self) -> None:
@@ -98,7 +100,7 @@ class NamespaceCache:
             if left <= 0:
                 return None
             # An update that began before the version was read may end behind it; the second one cannot.
-            done, _ = await asyncio.wait({self._update(partition) for partition in behind}, timeout=left)
+            done, _ = await asyncio.wait({self._update(partition, namespace) for partition in behind}, timeout=left)
             for task in done:
                 task.result()
 
@@ -106,7 +108,8 @@ class NamespaceCache:
         held = self._held.get(partition)
         return held is not None and held.version.changes >= wanted.changes
 
-    def _update(self, partition: Namespace) -> asyncio.Task[None]:
+    def _update(self, partition: Namespace, namespace: Namespace) -> asyncio.Task[None]:
+        self._needed.setdefault(partition, set()).update(namespace.partitions())
         task = self._updates.get(partition)
         if task is None:
             name = f"update {partition.org_id} {partition.agent_id}"
@@ -115,7 +118,7 @@ class NamespaceCache:
         return task
 
     def _updated(self, partition: Namespace, task: asyncio.Task[None]) -> None:
-        del self._updates[partition]
+        del self._updates[partition], self._needed[partition]
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("namespace_not_loaded", org_id=partition.org_id, agent_id=partition.agent_id, error=str(error))
 
@@ -142,9 +145,10 @@ class NamespaceCache:
         held.counted_bytes = held.index.approximate_bytes
         self._approximate_bytes += held.counted_bytes
         self._held[partition] = held
-        while self._approximate_bytes > self._limit_bytes and len(self._held) > 1:
-            _, dropped = self._held.popitem(last=False)
-            self._approximate_bytes -= dropped.counted_bytes
+        for oldest in [one for one in self._held if one not in self._needed[partition]]:
+            if self._approximate_bytes <= self._limit_bytes:
+                break
+            self._approximate_bytes -= self._held.pop(oldest).counted_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from extproc.memory.commands import (
     OrgOption,
     UserOption,
     app,
+    json_text,
     opened,
     printable,
     whose,
@@ -33,7 +34,7 @@ def search(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which memories the engine finds for a query, with their scores, best first."""
+    """Show which memories the engine finds for a query, with score and relevance, best first."""
     from extproc.context.retrieve import Document, Index
     from extproc.context.retrieve import search as retrieve
     from extproc.context.score import score
@@ -61,9 +62,9 @@ def search(
             }
             for one in found
         ]
-        typer.echo(json.dumps(rows, ensure_ascii=False))
+        typer.echo(json_text(rows, sys.stdout.encoding))
         return
     for one in found:
-        typer.echo(f"{one.composite:.3f}  {one.memory.id}  {printable(one.memory.content)}")
+        typer.echo(f"{one.composite:.3f}  {one.relevance:.3f}  {one.memory.id}  {printable(one.memory.content)}")
     if not found:
         typer.echo("Nothing found: no memory here shares a word with the query.", err=True)

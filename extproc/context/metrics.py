@@ -22,20 +22,18 @@ _BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0
 class EngineMetrics:
     def __init__(self, registry: CollectorRegistry, cache: NamespaceCache) -> None:
         self.requests = Counter(
-            "ibex_extproc_engine_requests",
+            "ibex_engine_requests",
             "Calls answered, by gRPC method and status code",
             ["method", "code"],
             registry=registry,
         )
         self.seconds = Histogram(
-            "ibex_extproc_engine_seconds", "Duration of calls", ["method"], buckets=_BUCKETS_S, registry=registry
+            "ibex_engine_seconds", "Duration of calls", ["method"], buckets=_BUCKETS_S, registry=registry
         )
-        outcomes = Counter(
-            "ibex_extproc_engine_assemblies", "Assembled contexts, by outcome", ["outcome"], registry=registry
-        )
+        outcomes = Counter("ibex_engine_assemblies", "Assembled contexts, by outcome", ["outcome"], registry=registry)
         self.outcomes = {outcome: outcomes.labels(outcome) for outcome in Outcome}
         stages = Histogram(
-            "ibex_extproc_engine_stage_seconds",
+            "ibex_engine_stage_seconds",
             "Duration of each stage",
             ["stage"],
             buckets=_BUCKETS_S,
@@ -43,18 +41,18 @@ class EngineMetrics:
         )
         self.stages = {stage: stages.labels(stage) for stage in Stage}
         self.foreign = Counter(
-            "ibex_extproc_engine_foreign_memories",
+            "ibex_engine_foreign_memories",
             "Memories of somebody else, dropped: always a bug",
             registry=registry,
         )
         self.lost_retrievals = Counter(
-            "ibex_extproc_engine_lost_retrievals",
+            "ibex_engine_lost_retrievals",
             "Retrievals that could not be written to the store",
             registry=registry,
         )
-        Gauge(
-            "ibex_extproc_engine_cache_bytes", "Approximate size of the namespaces held", registry=registry
-        ).set_function(lambda: cache.approximate_bytes)
-        Gauge("ibex_extproc_engine_cache_partitions", "Partitions of namespaces held", registry=registry).set_function(
+        Gauge("ibex_engine_cache_bytes", "Approximate size of the namespaces held", registry=registry).set_function(
+            lambda: cache.approximate_bytes
+        )
+        Gauge("ibex_engine_cache_partitions", "Partitions of namespaces held", registry=registry).set_function(
             lambda: len(cache)
         )

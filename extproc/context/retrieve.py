@@ -41,6 +41,11 @@ that worked" does not fully match every memory about work."""
 MOST_INFORMATIVE = 8
 """Stems of a query that count towards its information, the rarest: a question at the end of a long message is answered
 by a memory that matches a few words of it."""
+MOST_SEARCHED = 32
+"""Stems of a query that are looked up, the rarest that some memory holds: four times MOST_INFORMATIVE."""
+MOST_POSTINGS = 200_000
+"""Postings read for one request, tens of milliseconds; the rarest stem is always read. As many memories as the default
+cache holds."""
 _EVERYWHERE = 0.5
 _COMMON = 0.1
 """Share of the background that holds such a word."""
@@ -195,10 +200,11 @@ def search(
     weighted = _idf(indexes, query)
     if not weighted:
         return Matches([], 0)
+    searched = _searched(indexes, weighted)
     found: list[tuple[float, Index, int]] = []
     evaluated = 0
     for index in indexes:
-        scores = index.scores(weighted, now)
+        scores = index.scores(searched, now)
         if accept is not None:
             scores = {slot: score for slot, score in scores.items() if accept(index.memory(slot))}
         evaluated += len(scores)
@@ -226,6 +232,21 @@ def _idf(indexes: Sequence[Index], query: Query) -> list[tuple[str, float]]:
         seen = sum(index.count(stem) for index in indexes) + background * _BACKGROUND.get(stem, 0.0)
         weighted.append((stem, math.log(1 + (size + background - seen + 0.5) / (seen + 0.5))))
     return weighted
+
+
+def _searched(indexes: Sequence[Index], weighted: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The stems to look up, rarest first, within MOST_SEARCHED and MOST_POSTINGS."""
+    searched: list[tuple[str, float]] = []
+    postings = 0
+    for stem, idf in sorted(weighted, key=lambda one: -one[1]):
+        count = sum(index.count(stem) for index in indexes)
+        if not count:
+            continue
+        postings += count
+        if searched and (postings > MOST_POSTINGS or len(searched) == MOST_SEARCHED):
+            break
+        searched.append((stem, idf))
+    return searched
 
 
 def _size(document: Document) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import tempfile
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -16,7 +18,7 @@ from extproc.settings import SettingsError, StoreSettings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import IO
+    from typing import TextIO
 
     from extproc.memory.model import Memory, Namespace
     from extproc.memory.store import MemoryStore
@@ -26,6 +28,8 @@ __all__ = ["AgentOption", "DataOption", "JsonOption", "OrgOption", "UserOption",
 IMPORT_BATCH = 500
 """Lines in one transaction: short enough that other writers hardly wait."""
 PAGE = 500
+MOST_LISTED = 10_000
+"""They are read at once; `export` has no limit."""
 
 app = typer.Typer(help="Add, find, move and forget memories.", no_args_is_help=True)
 
@@ -57,7 +61,7 @@ def add(
     from extproc.memory.model import InvalidValue, new_memory, parse_category
 
     namespace = whose(org, agent, user, data)
-    content = sys.stdin.read() if text == "-" else text
+    content = _standard_input().read() if text == "-" else text
     try:
         memory = new_memory(
             namespace,
@@ -82,7 +86,7 @@ def list_(
     org: OrgOption = "",
     agent: AgentOption = "",
     user: UserOption = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="most memories to show")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=MOST_LISTED, help="most memories to show")] = 100,
     data: DataOption = None,
     as_json_: JsonOption = False,
 ) -> None:
@@ -90,7 +94,7 @@ def list_(
     with opened(data) as store:
         memories = store.page(whose(org, agent, user, data), limit)
     if as_json_:
-        typer.echo(json.dumps([as_json(memory) for memory in memories], ensure_ascii=False))
+        typer.echo(json_text([as_json(memory) for memory in memories], sys.stdout.encoding))
         return
     for memory in memories:
         about = f"{memory.created_at:%Y-%m-%d}  {memory.category:<10}  {memory.user_id or '(agent)'}"
@@ -140,7 +144,7 @@ def export(
     written = 0
     with opened(data) as store, _writing(file) as out:
         for memory in _all(store, whose(org, agent, user, data)):
-            out.write(json.dumps(as_json(memory), ensure_ascii=False) + "\n")
+            out.write(json_text(as_json(memory), out.encoding) + "\n")
             written += 1
             if written % PAGE == 0:
                 _progress(f"{written:,} written")
@@ -231,14 +235,24 @@ def as_json(memory: Memory) -> dict[str, object]:
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
 
 
+def json_text(value: object, encoding: str) -> str:
+    """Readable where the encoding can carry it, else escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
+
+
 def _from_json(line: str, defaults: dict[str, str]) -> Memory:
     """Raises InvalidValue."""
     from extproc.memory.model import InvalidValue, Namespace, Source, new_memory, parse_category
 
     try:
         row = json.loads(line)
-    except ValueError:
-        raise InvalidValue("not JSON") from None
+    except (ValueError, RecursionError):
+        raise InvalidValue("not JSON, or nested too deep") from None
     if not isinstance(row, dict):
         raise InvalidValue("not a JSON object")
 
@@ -254,14 +268,16 @@ def _from_json(line: str, defaults: dict[str, str]) -> Memory:
         value = text(name)
         try:
             parsed = datetime.fromisoformat(value) if value else None
-        except ValueError:
+            if parsed is None:
+                return None
+            return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
             raise InvalidValue(f"{name} is not a time such as 2025-03-01T12:00:00Z") from None
-        return parsed if parsed is None or parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
     confidence, turn_index, metadata = row.get("confidence", 0.8), row.get("turn_index"), row.get("metadata") or {}
-    if not isinstance(confidence, int | float) or isinstance(confidence, bool):
-        raise InvalidValue("confidence is not a number")
-    if turn_index is not None and not isinstance(turn_index, int):
+    if not isinstance(confidence, int | float) or isinstance(confidence, bool) or not 0 <= confidence <= 1:
+        raise InvalidValue("confidence is not a number from 0 to 1")
+    if turn_index is not None and (not isinstance(turn_index, int) or isinstance(turn_index, bool)):
         raise InvalidValue("turn_index is not an integer")
     if not isinstance(metadata, dict):
         raise InvalidValue("metadata is not an object")
@@ -325,9 +341,9 @@ def _bad_line(number: int, reason: str, counts: dict[str, int]) -> None:
 
 
 @contextmanager
-def _reading(file: str) -> Iterator[IO[str]]:
+def _reading(file: str) -> Iterator[TextIO]:
     if file == "-":
-        yield sys.stdin
+        yield _standard_input()
         return
     try:
         # A line that is no UTF-8 is one bad line, not the end of the import.
@@ -339,16 +355,33 @@ def _reading(file: str) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def _writing(file: str) -> Iterator[IO[str]]:
+def _writing(file: str) -> Iterator[TextIO]:
+    """A file is there whole, or as it was before. A pipe or a device is written directly."""
     if file == "-":
         yield sys.stdout
         return
+    target = Path(file).resolve()
     try:
-        opened_file = Path(file).open("w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        if target.exists() and not target.is_file():
+            with target.open("w", encoding="utf-8") as out:
+                yield out
+            return
+        descriptor, name = tempfile.mkstemp(prefix=".export-", dir=target.parent)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as out:  # noqa: PTH123 (a descriptor)
+                yield out
+            Path(name).replace(target)
+        finally:
+            Path(name).unlink(missing_ok=True)
     except OSError as error:
         fail(f"{file} cannot be written: {error.strerror}")
-    with opened_file:
-        yield opened_file
+
+
+def _standard_input() -> TextIO:
+    """Read like a file: what is no UTF-8 spoils its own line only."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    return sys.stdin
 
 
 def _progress(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ MAX_CONTENT_BYTES = 10_000
 """UTF-8 bytes of one memory's content."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_SESSION_ID = re.compile(r"[!-~]{1,64}")
+_MAX_METADATA_DEPTH = 32  # far below the interpreter's own limit, which depends on who calls
 _MAX_USER_ID = 128  # characters; the same limit as the X-IBEX-User-ID header
 
 
@@ -172,6 +175,11 @@ def new_memory(
     """An active memory with the defaults of the contract. Raises InvalidValue."""
     if not 0.0 <= confidence <= 1.0:
         raise InvalidValue("confidence is not a number from 0 to 1")
+    if session_id is not None and not _SESSION_ID.fullmatch(session_id):
+        raise InvalidValue("session_id is not 1 to 64 visible ASCII characters")
+    if turn_index is not None and not 0 <= turn_index < 2**31:
+        raise InvalidValue("turn_index is not a number from 0 to 2,147,483,647")
+    _check_metadata(metadata or {})
     text = _tidy(content)
     return Memory(
         id=parse_uuid(id, "id"),
@@ -197,6 +205,24 @@ def new_memory(
         updated_at=now,
         metadata=metadata or {},
     )
+
+
+def _check_metadata(metadata: Mapping[str, object]) -> None:
+    """Raises InvalidValue for what no JSON column or file could hold."""
+    level: list[object] = [metadata]
+    for _ in range(_MAX_METADATA_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    if level:
+        raise InvalidValue(f"metadata is nested more than {_MAX_METADATA_DEPTH} deep")
+    try:
+        json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        raise InvalidValue("metadata is not JSON (it holds NaN, infinity or half of a surrogate pair)") from None
 
 
 def content_hash(content: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ class SqliteMemoryStore:
         self._engine.dispose()
 
     def check(self) -> None:
+        self._watch.look()
         with _reading(self._engine) as connection:
             connection.execute(select(memory_versions.c.changes).limit(1)).all()
 
@@ -215,7 +217,10 @@ class _Watch:
 
     def __init__(self, engine: Engine) -> None:
         self._lock = threading.Lock()
+        self._file = Path(engine.url.database or "").absolute()
         self._connection = engine.raw_connection()
+        self._identity = self._identify()
+        self._looked_at = time.monotonic()
         self._seen = -1
         self._versions: dict[tuple[str, str], Version] = {}
 
@@ -223,7 +228,22 @@ class _Watch:
         with self._lock:
             self._connection.close()
 
+    def look(self) -> None:
+        """Raises StoreError when the path no longer names the file that is open: nobody writes to that one any more."""
+        if self._identity is None or self._identify() != self._identity:
+            raise StoreError(f"{self._file} was removed or replaced; restart the engine to use what is there now")
+        self._looked_at = time.monotonic()
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._file)  # noqa: PTH116
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def version(self, org_id: str, agent_id: str) -> Version:
+        if time.monotonic() - self._looked_at >= _LOOK_S:
+            self.look()
         key = (org_id, agent_id)
         with self._lock:
             try:
@@ -246,6 +266,8 @@ class _Watch:
         return rows
 
 
+_LOOK_S = 1.0
+"""How long a removed or replaced file may go unnoticed."""
 _KEPT_VERSIONS = 100_000  # (org, agent) pairs, about 300 bytes each
 _VERSION = "SELECT changes, removals FROM memory_versions WHERE org_id = ? AND agent_id = ?"
 
@@ -256,10 +278,14 @@ def _engine(url: str) -> Engine:
         engine = create_engine(parsed, connect_args={"check_same_thread": False})
     except (ArgumentError, SQLAlchemyError) as error:
         raise StoreError(f"the database URL cannot be used: {error}") from error
-    if not parsed.database or parsed.database == ":memory:":
+    if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
         raise StoreError("the database URL names no file; use sqlite:///PATH")
     try:
-        Path(parsed.database).absolute().parent.mkdir(parents=True, exist_ok=True)
+        file = Path(parsed.database).absolute()
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Only a new file: closing a second descriptor of one in use would drop SQLite's locks.
+        with suppress(FileExistsError):
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
         raise StoreError(f"the directory of the memory store cannot be made: {error}") from error
     event.listen(engine, "connect", _on_connect)

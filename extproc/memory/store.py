@@ -108,7 +108,13 @@ class MemoryStore(Protocol):
 
 
 def store_url(settings: StoreSettings) -> str:
-    return settings.database_url or f"sqlite:///{(settings.data / 'memories.db').absolute()}"
+    """In the form of IBEX_DATABASE_URL: what a URL reserves, such as `?` in a directory's name, is quoted."""
+    if settings.database_url:
+        return settings.database_url
+    from sqlalchemy.engine import URL
+
+    file = (settings.data / "memories.db").absolute()
+    return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
 
 
 def open_store(settings: StoreSettings) -> MemoryStore:

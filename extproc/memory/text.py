@@ -43,8 +43,9 @@ _PERSONAL = _set("i my mine myself we our ours ourselves")
 """Words by which a query speaks of its author, about whom most memories are."""
 _HOW_TO = re.compile(r"\bhow (?:do|can|could|would|should|might) (?:i|we)\b|\blike i['’]?m\b", re.IGNORECASE)
 """\"How do I centre a div": the author is in it and not what it is about."""
-_NAMED = re.compile(r"[^\W\d_][^.!?:;\n]*[^\W_] [\"'(]?[A-Z][a-z]")
-"""A capital within a sentence: the text names somebody or something."""
+_SENTENCE_END = re.compile(r"[.!?:;\n]")
+_LETTER = re.compile(r"[^\W\d_]")
+_CAPITAL_AFTER_WORD = re.compile(r"[^\W_] [\"'(]?[A-Z][a-z]")
 
 _IRREGULAR = {
     "allergic": "allergy", "ate": "eat", "eaten": "eat", "birthdate": "birthday", "born": "birth", "bought": "buy",
@@ -65,6 +66,8 @@ _UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"[^\W_{_UNSPACED}]+(?:\+\+|#)?|[{_UNSPACED}]+")
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+(?:\+\+|#)?")
 _ACCENTS = re.compile("[\u0300-\u036f]")
+_LONG_GAP = re.compile(r"(\W{32})\W+")
+"""Longer than any run of marks in a language (UAX #15 allows 30): sorting a run takes time with its square."""
 
 
 class _Stemmers(threading.local):
@@ -109,7 +112,13 @@ def parse_query(text: str) -> Query:
 def _subject(text: str) -> Subject:
     if not _PERSONAL.isdisjoint(_words(_HOW_TO.sub(" ", text))):
         return Subject.AUTHOR
-    return Subject.NAMED if _NAMED.search(text) else Subject.ANYTHING
+    return Subject.NAMED if any(map(_is_naming, _SENTENCE_END.split(text))) else Subject.ANYTHING
+
+
+def _is_naming(sentence: str) -> bool:
+    """A capital within a sentence: the text names somebody or something."""
+    first = _LETTER.search(sentence)
+    return first is not None and _CAPITAL_AFTER_WORD.search(sentence, first.end()) is not None
 
 
 def _stem(words: list[str]) -> list[str]:
@@ -119,7 +128,8 @@ def _stem(words: list[str]) -> list[str]:
 def _words(text: str) -> list[str]:
     if text.isascii():
         return _ASCII_TOKEN.findall(text.lower())
-    folded = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFKD", text.casefold())))
+    bounded = _LONG_GAP.sub(r"\1 ", _ACCENTS.sub("", text))
+    folded = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFKD", bounded.casefold())))
     words = []
     for word in _TOKEN.findall(folded):
         if word[0] > "\u0dff" and re.match(f"[{_UNSPACED}]", word):

@@ -200,3 +200,30 @@ async def test_the_least_recently_used_makes_room(store: SlowStore, make: MakeMe
     assert cache.ready(whose[3]) is not None
     assert cache.ready(whose[1]) is None
     await cache.stop()
+
+
+async def test_what_one_request_needs_does_not_push_itself_out(
+    store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    u1, u2 = replace(agent, user_id="u1"), replace(agent, user_id="u2")
+    for one in (agent, u1, u2):
+        store.add_many([make(f"tea {n}", one) for n in range(10)])
+    cache = NamespaceCache(store, Index().approximate_bytes + 10 * 1_300)
+    for user, snapshots in ((u1, 2), (u1, 2), (u2, 3), (u2, 3)):
+        assert await size(cache, user) == 20
+        assert store.snapshots == snapshots
+    assert cache.ready(u1) is None
+    await cache.stop()
+
+
+async def test_loads_that_end_after_the_wall_do_not_push_each_other_out(
+    store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    user = replace(agent, user_id="u1")
+    store.add_many([make("tea"), make("tea", user)])
+    cache = NamespaceCache(store, 1)
+    store.may_read.clear()
+    assert await cache.wait(user, 0.01) is None
+    store.may_read.set()
+    await cache.stop()
+    assert cache.ready(user) is not None

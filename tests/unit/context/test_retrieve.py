@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.context import retrieve
 from extproc.context.retrieve import Document, Index, Matches, search
 from extproc.memory.model import Memory, Status
 from extproc.memory.text import parse_query
@@ -42,6 +43,27 @@ def test_a_rare_word_weighs_more(make: MakeMemory) -> None:
     index = index_of(*(make(f"tea {n}") for n in range(20)), rare := make("sugar"))
     best = max(ask(make, "tea or sugar", index).hits, key=lambda hit: hit.relevance)
     assert best.memory is rare
+
+
+def test_of_a_long_query_the_rarest_known_words_are_searched(make: MakeMemory) -> None:
+    words = [f"w{n}" for n in range(retrieve.MOST_SEARCHED)]
+    index = index_of(make("common thing"), make("common"), rare := make(" ".join(words)))
+    unknown = " ".join(f"u{n}" for n in range(500))
+    matches = ask(make, f"common {unknown} {' '.join(words)}", index)
+    assert [hit.memory for hit in matches.hits] == [rare]
+    assert len(ask(make, f"common {unknown} {' '.join(words[1:])}", index).hits) == 3
+
+
+def test_a_request_reads_so_many_postings_and_the_rarest_word_always(
+    make: MakeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = index_of(*(make(f"tea n{n}") for n in range(3)), *(make(f"milk n{n}") for n in range(4)))
+    monkeypatch.setattr(retrieve, "MOST_POSTINGS", 6)
+    assert ask(make, "tea or milk", index).evaluated == 3
+    monkeypatch.setattr(retrieve, "MOST_POSTINGS", 7)
+    assert ask(make, "tea or milk", index).evaluated == 7
+    monkeypatch.setattr(retrieve, "MOST_POSTINGS", 1)
+    assert ask(make, "tea or milk", index).evaluated == 3
 
 
 @given(st.lists(texts, max_size=8), texts)

@@ -81,7 +81,7 @@ class Client:
         return await self.stub.SearchMemories(pb.SearchMemoriesRequest(**{**fields, **given}), timeout=5)
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(f"ibex_extproc_engine_{name}", labels) or 0.0
+        return self.registry.get_sample_value(f"ibex_engine_{name}", labels) or 0.0
 
 
 class Running:

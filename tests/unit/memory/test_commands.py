@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
+import stat
 import uuid
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from extproc.context.commands import app
+from extproc.memory import commands
 
 ORG, AGENT = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 
@@ -17,7 +21,7 @@ class Shell:
     def __init__(self, data: Path) -> None:
         self.data = data
 
-    def run(self, command: str, *arguments: str, agent: str = AGENT, stdin: str | None = None) -> Result:
+    def run(self, command: str, *arguments: str, agent: str = AGENT, stdin: str | bytes | None = None) -> Result:
         options = ["--org", ORG, "--agent", agent, "--data", str(self.data)]
         return CliRunner().invoke(app, [command, *arguments, *options], input=stdin, catch_exceptions=False)
 
@@ -42,7 +46,8 @@ def test_add_list_and_search(shell: Shell) -> None:
     assert found["id"] == added["id"]
     assert 0 < found["relevance"] <= 1
     assert "Ada" in shell.run("list").stdout
-    assert "Ada" in shell.run("search", "name").stdout
+    relevance = f"{found['score']:.3f}  {found['relevance']:.3f}"
+    assert shell.run("search", "what is my name?").stdout.startswith(relevance)
 
 
 def test_a_users_memories_are_the_users(shell: Shell) -> None:
@@ -60,12 +65,14 @@ def test_a_users_memories_are_the_users(shell: Shell) -> None:
         (["add", ""], "content is empty"),
         (["add", "x" * 10_001], "10,001 bytes"),
         (["list", "--user", "a\nb"], "--user"),
+        (["list", "--limit", "10001"], "--limit"),
         (["forget"], "either the id"),
         (["forget", "x", "--all"], "either the id"),
         (["forget", "x"], "is not a UUID"),
         (["forget", str(uuid.uuid4())], "memory list"),
         (["import", "/no/such/file"], "cannot be read"),
         (["export", "/no/such/file"], "cannot be written"),
+        (["export", "/"], "cannot be written"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(shell: Shell, arguments: list[str], reason: str) -> None:
@@ -143,6 +150,91 @@ def test_bad_lines_are_numbered_and_the_rest_goes_on(shell: Shell, tmp_path: Pat
     rows = {row["content"]: row for row in shell.json("list")}
     assert rows["two"]["created_at"] == "2024-02-03T04:05:06+00:00"
     assert rows["two"]["source"] == "imported"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        '"confidence": 1' + "0" * 400,
+        '"confidence": 1' + "0" * 5_000,
+        '"confidence": NaN',
+        '"turn_index": 99999999999999999999999',
+        '"turn_index": 2147483648',
+        '"turn_index": -1',
+        '"turn_index": true',
+        '"metadata": ' + '{"k":' * 5_000 + "1" + "}" * 5_000,
+        '"metadata": ' + '{"k":' * 500 + "1" + "}" * 500,
+        '"metadata": {"k": "\\ud800"}',
+        '"metadata": {"k": [NaN]}',
+        '"metadata": {"k": 1e999}',
+        '"session_id": "\\ud800"',
+        '"session_id": "a b"',
+        '"session_id": "' + "s" * 65 + '"',
+        '"user_id": "\\ud800"',
+        '"created_at": "\\ud800"',
+        '"created_at": "0001-01-01T00:00:00+14:00"',
+        '"valid_until": "9999-12-31T23:59:59-14:00"',
+    ],
+)
+def test_no_line_ends_an_import(shell: Shell, given: str) -> None:
+    lines = ['{"content": "one"}', '{"content": "x", ' + given + "}", '{"content": "two"}']
+    result = shell.run("import", "-", stdin="\n".join(lines))
+    assert result.stdout == "2 added, 0 there already, 1 bad\n"
+    assert result.stderr.startswith("line 2: ")
+
+
+def test_standard_input_that_is_no_utf8_is_one_bad_line(shell: Shell) -> None:
+    result = shell.run("import", "-", stdin=b'{"content": "\xff"}\n{"content": "one"}')
+    assert result.stdout == "1 added, 0 there already, 1 bad\n"
+    assert "not valid Unicode" in shell.run("add", "-", stdin=b"\xff").stderr
+
+
+def test_halves_of_surrogate_pairs_in_an_old_row_come_out_escaped(shell: Shell, tmp_path: Path) -> None:
+    shell.json("add", "tea ß")
+    raw = sqlite3.connect(shell.data / "memories.db")
+    raw.execute("UPDATE memories SET metadata = ?", [json.dumps({"k": "\ud800"})])
+    raw.commit()
+    raw.close()
+    (listed,) = shell.json("list")
+    assert (listed["content"], listed["metadata"]) == ("tea ß", {"k": "\ud800"})
+    for file in (str(tmp_path / "out.jsonl"), "-"):
+        assert shell.run("export", file).exit_code == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == listed
+
+
+def test_an_export_is_whole_or_leaves_the_file_as_it_was(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.json("add", "tea")
+    (directory := tmp_path / "exports").mkdir()
+    file = directory / "out.jsonl"
+    file.write_text("before")
+    (link := tmp_path / "link").symlink_to(file)
+
+    def fail(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(commands, "as_json", fail)
+        result = shell.run("export", str(link))
+    assert (result.exit_code, file.read_text()) == (2, "before")
+    assert "No space left" in result.stderr
+    assert list(directory.iterdir()) == [file]
+    assert shell.run("export", str(link)).exit_code == 0
+    assert json.loads(file.read_text())["content"] == "tea"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(directory.iterdir()) == [file]
+    assert link.is_symlink()
+
+
+def test_a_pipe_or_a_device_is_written_and_not_replaced(shell: Shell, tmp_path: Path) -> None:
+    shell.json("add", "tea")
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert shell.run("export", str(pipe)).exit_code == 0
+    assert json.loads(os.read(reader, 10_000))["content"] == "tea"
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_an_id_of_somebody_elses_memory_is_a_bad_line(shell: Shell) -> None:

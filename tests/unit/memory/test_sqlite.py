@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sqlite3
+import stat
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +14,12 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
+from extproc.memory import sqlite
 from extproc.memory.migrations import config
 from extproc.memory.model import Category, Memory, Namespace, Status
 from extproc.memory.schema import HEAD, metadata
 from extproc.memory.sqlite import SqliteMemoryStore, migrate
-from extproc.memory.store import Added, StoreError, Version, open_store
+from extproc.memory.store import Added, StoreError, Version, open_store, store_url
 from extproc.settings import StoreSettings, load
 
 MakeMemory = Callable[..., Memory]
@@ -199,6 +202,68 @@ def test_what_is_forgotten_is_in_no_file(
     assert not is_on_disk()
 
 
+class TestFiles:
+    @pytest.mark.parametrize("is_replaced", [False, True])
+    def test_a_file_that_is_gone_is_an_error_until_it_is_back(
+        self,
+        store: SqliteMemoryStore,
+        url: str,
+        agent: Namespace,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        is_replaced: bool,
+    ) -> None:
+        monkeypatch.setattr(sqlite, "_LOOK_S", 0.0)
+        file = Path(url.removeprefix("sqlite:///"))
+        away = file.rename(file.with_suffix(".away"))
+        if is_replaced:
+            file.write_bytes(away.read_bytes())
+        for _ in range(2):
+            with pytest.raises(StoreError, match="restart the engine"):
+                store.version(agent.org_id, agent.agent_id)
+            with pytest.raises(StoreError, match="restart the engine"):
+                store.check()
+        away.replace(file)
+        store.check()
+        assert store.version(agent.org_id, agent.agent_id) == Version()
+
+    def test_the_file_is_looked_at_once_a_second_at_most(
+        self, store: SqliteMemoryStore, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks: list[Path] = []
+        look = os.stat
+
+        def counted(path: Path) -> os.stat_result:
+            looks.append(path)
+            return look(path)
+
+        monkeypatch.setattr(os, "stat", counted)
+        for _ in range(100):
+            store.version(agent.org_id, agent.agent_id)
+        assert len(looks) <= 1
+
+    def test_what_is_made_is_the_owners_alone(self, store: SqliteMemoryStore, url: str, make: MakeMemory) -> None:
+        store.add(make("tea"))
+        directory = Path(url.removeprefix("sqlite:///")).parent
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert {stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()} == {0o600}
+
+    def test_what_is_there_keeps_its_mode(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o755)
+        file = tmp_path / "memories.db"
+        file.touch()
+        file.chmod(0o640)
+        SqliteMemoryStore.open(f"sqlite:///{file}").close()
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path, file)] == [0o755, 0o640]
+
+    @pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b c", "ä"])
+    def test_any_directory_can_be_named(self, tmp_path: Path, name: str) -> None:
+        url = store_url(load(StoreSettings, data=tmp_path / name, database_url=""))
+        open_store(load(StoreSettings, database_url=url)).close()
+        assert (tmp_path / name / "memories.db").exists()
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 class TestMigrations:
     def test_the_newest_script_is_the_one_that_the_code_expects(self) -> None:
         assert ScriptDirectory.from_config(config()).get_current_head() == HEAD
@@ -234,7 +299,10 @@ def _words(statements: dict[str, str]) -> dict[str, list[str]]:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "nonsense", "sqlite:////proc/none/x.db"])
+    @pytest.mark.parametrize(
+        "url",
+        ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x.db?uri=true", "nonsense", "sqlite:////proc/none/x.db"],
+    )
     def test_a_url_that_names_no_file_is_refused(self, url: str) -> None:
         with pytest.raises(StoreError):
             SqliteMemoryStore.open(url)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,10 +53,32 @@ def test_a_query_loses_question_words_and_repetitions() -> None:
         ("write a haiku", Subject.ANYTHING),
         ("Write a haiku. Thanks", Subject.ANYTHING),
         ("Fix this SQL", Subject.ANYTHING),
+        ("ask Bob", Subject.NAMED),
+        ("1 ask 'Bob'", Subject.NAMED),
+        ("what of (Bob)?", Subject.NAMED),
+        ("wo wohnt Änne", Subject.ANYTHING),
+        ("A Bob", Subject.ANYTHING),
+        ("12 Bob", Subject.ANYTHING),
+        ("fine; Bob", Subject.ANYTHING),
+        ("fine\nask Bob", Subject.NAMED),
     ],
 )
 def test_what_a_query_speaks_of(text: str, subject: Subject) -> None:
     assert parse_query(text).subject is subject
+
+
+@pytest.mark.parametrize(
+    "text", ["ab " * 21_845, "a" * 65_536, "1 A" * 21_845, "a" + "\u0315\u0300" * 32_768, "\ufdfa" * 3_640]
+)
+def test_a_hostile_text_takes_time_in_proportion(text: str) -> None:
+    began = time.perf_counter()
+    parse_query(text)
+    assert time.perf_counter() - began < 0.5
+
+
+def test_a_long_run_of_marks_parts_words_and_a_short_one_does_not() -> None:
+    assert stems("cafe" + "\u0301" * 20) == stems("café")
+    assert stems("tea" + "\u05b0\u05b1" * 50 + "milk") == ["tea", "milk"]
 
 
 @pytest.mark.parametrize(
