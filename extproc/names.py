@@ -3,13 +3,9 @@
 `contract.md` section 2 fixes the headers; Envoy matches header names in lower case, so they stand in lower case here.
 """
 
-# Headers of a request.
-AGENT_ID_HEADER = "x-ibex-agent-id"
-"""Client sets, gate or identity source reads. UUID."""
+# Headers of a request. Those of an identity (x-ibex-agent-id, x-ibex-user-id) are settings: see `IBEX_IDENTITY_*`.
 SESSION_ID_HEADER = "x-ibex-session-id"
 """Client sets (1-64 visible ASCII characters), filter reads, mints when absent, and echoes on the response."""
-USER_ID_HEADER = "x-ibex-user-id"
-"""Client sets (1-128 visible ASCII characters), filter reads: the end user inside the agent."""
 SKIP_MEMORY_HEADER = "x-ibex-skip-memory"
 """Client sets to 1, true, yes or on; filter reads."""
 REQUEST_ID_HEADER = "x-request-id"
@@ -22,9 +18,7 @@ CONTEXT_FALLBACK_HEADER = "x-ibex-context-fallback"
 
 # Envoy's dynamic metadata.
 CONTEXT_METADATA = "ibex.context"
-"""Filter sets with the body reply; access log and observer read. Keys: see `extproc.filter.service`."""
-IDENTITY_METADATA = "ibex.identity"
-"""Envoy's set_metadata filter or a team's own filter sets; the filter reads it where the settings say so."""
+"""Filter sets with the body reply; access log and observer read. Keys: see `extproc.filter.report`."""
 
 # Span attributes: GenAI semantic conventions where they have a name, `ibex.` elsewhere. Ids and numbers, never content.
 GEN_AI_OPERATION_NAME = "gen_ai.operation.name"

@@ -11,7 +11,9 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.025, 0.035, 0.045, 0.06
 
 REQUESTS = Counter("ibex_extproc_requests", "Requests that passed the filter, by what became of them", ["outcome"])
 FILTER_SECONDS = Histogram(
-    "ibex_extproc_filter_seconds", "From a request body's arrival to its reply", buckets=_SECONDS
+    "ibex_extproc_filter_seconds",
+    "From the arrival of the message that decided a request, most often its body, to the reply",
+    buckets=_SECONDS,
 )
 ENGINE_SECONDS = Histogram("ibex_extproc_engine_seconds", "The engine's share of it", buckets=_SECONDS)
 INJECTED_TOKENS = Histogram(
