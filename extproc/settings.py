@@ -13,7 +13,20 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["EngineSettings", "FilterSettings", "ProcessSettings", "Settings", "SettingsError", "StoreSettings", "load"]
+__all__ = [
+    "BrokerSettings",
+    "EngineSettings",
+    "FilterSettings",
+    "IdentitySettings",
+    "ObserverSettings",
+    "OutboxSettings",
+    "ProcessSettings",
+    "Settings",
+    "SettingsError",
+    "StoreSettings",
+    "TraceSettings",
+    "load",
+]
 
 
 class SettingsError(Exception):
@@ -48,7 +61,23 @@ class ProcessSettings(Settings):
     )
 
 
-class FilterSettings(ProcessSettings):
+class IdentitySettings(Settings):
+    """Whose request it is."""
+
+    identity_org: str = Field(
+        "metadata:ibex.identity/org_id",
+        description="trusted source of the org: `metadata:NAMESPACE/KEY[/KEY…]`, `header:NAME` or `value:TEXT`; "
+        "several, separated by commas: the first that is present counts; empty: nobody has memories",
+    )
+    identity_agent: str = Field(
+        "header:x-ibex-agent-id,metadata:ibex.identity/agent_id", description="source of the agent, in the same form"
+    )
+    identity_user: str = Field(
+        "header:x-ibex-user-id", description="source of the end user inside the agent, in the same form; may be absent"
+    )
+
+
+class FilterSettings(ProcessSettings, IdentitySettings):
     """`extproc filter`"""
 
     filter_listen: str = Field(
@@ -74,17 +103,6 @@ class FilterSettings(ProcessSettings):
     context_window_tokens: Annotated[int, Field(ge=1024, le=100_000_000)] = Field(
         128_000, description="context window assumed for every model; no memory is added to a request that fills it"
     )
-    identity_org: str = Field(
-        "metadata:ibex.identity/org_id",
-        description="trusted source of the org: `metadata:NAMESPACE/KEY[/KEY…]`, `header:NAME` or `value:TEXT`; "
-        "several, separated by commas: the first that is present counts; empty: nobody has memories",
-    )
-    identity_agent: str = Field(
-        "header:x-ibex-agent-id,metadata:ibex.identity/agent_id", description="source of the agent, in the same form"
-    )
-    identity_user: str = Field(
-        "header:x-ibex-user-id", description="source of the end user inside the agent, in the same form; may be absent"
-    )
 
 
 class StoreSettings(Settings):
@@ -92,6 +110,76 @@ class StoreSettings(Settings):
 
     data: Path = Field(Path(".state"), description="directory of the embedded stores")
     database_url: str = Field("", description="SQLAlchemy URL of the database; empty: SQLite in the data directory")
+
+
+class BrokerSettings(Settings):
+    """Where extraction tasks go."""
+
+    broker_url: SecretStr = Field(
+        SecretStr(""),
+        description="Redis or Valkey that takes the extraction tasks: `redis://HOST:PORT/DB`, `rediss://…`, "
+        "`unix://PATH`, `redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB` or `redis+cluster://HOST:PORT,HOST:PORT`; "
+        "empty: none are sent",
+    )
+
+
+class TraceSettings(Settings):
+    """Where trace rows go."""
+
+    clickhouse_url: SecretStr = Field(
+        SecretStr(""),
+        description="HTTP interface of the ClickHouse that takes the trace rows, `http[s]://USER:PASSWORD@HOST:PORT`; "
+        "empty: none are written",
+    )
+    trace_retention_days: Annotated[int, Field(ge=1, le=3650)] = Field(
+        90, description="days after which ClickHouse removes a trace row"
+    )
+
+
+class OutboxSettings(Settings):
+    """Where turns wait."""
+
+    state_dir: Path = Field(
+        Path(".state"),
+        description="directory of the outboxes, on a local disk that stays (no NFS) and has 16 MiB free at least; "
+        "several processes may share it",
+    )
+    outbox_max_bytes: Annotated[int, Field(ge=16 * 1024**2)] = Field(
+        1024**3,
+        description="most bytes that the turns of one process may take while a system is away; above it the oldest "
+        "traces go, then the texts of new turns, then new turns, each counted",
+    )
+
+
+class ObserverSettings(ProcessSettings, IdentitySettings, StoreSettings, BrokerSettings, TraceSettings, OutboxSettings):
+    """`extproc observer`"""
+
+    observer_listen: str = Field(
+        "127.0.0.1:9103", description="where Envoy reaches the observer: `host:port` or `unix:/path`"
+    )
+    watchdog_s: Annotated[float, Field(ge=0, le=60)] = Field(
+        1.5,
+        description="as for the others, but lower: a stream may wait as long as its observer stands still",
+    )
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1024**3)] = Field(
+        10 * 1024 * 1024, description="largest request body that is read; keep it equal to Envoy's buffer limit"
+    )
+    max_text_bytes: Annotated[int, Field(ge=0, le=16 * 1024**2)] = Field(
+        1024**2, description="most bytes that are kept of what the user said, and of the answer, each"
+    )
+    turn_retention_s: Annotated[int, Field(ge=60)] = Field(
+        24 * 3600, description="seconds after which a turn's text is removed, extracted or not"
+    )
+    session_idle_s: Annotated[int, Field(ge=1)] = Field(
+        45 * 60, description="seconds without a turn after which a session counts as abandoned"
+    )
+    sweep_interval_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        60.0, description="seconds between two looks for idle sessions, expired texts and sessions left behind"
+    )
+    sweep_after_s: Annotated[int, Field(ge=1)] = Field(
+        600,
+        description="seconds after its last turn before a session that was left behind is sent to extraction again",
+    )
 
 
 class EngineSettings(ProcessSettings, StoreSettings):
@@ -154,17 +242,36 @@ def unknown_variables(*kinds: type[Settings]) -> list[str]:
     return sorted(name for name in os.environ if name.startswith("IBEX_") and name not in known)
 
 
+_PROCESSES: tuple[tuple[str, type[Settings]], ...] = (
+    ("filter", FilterSettings),
+    ("observer", ObserverSettings),
+    ("engine", EngineSettings),
+    ("commands", StoreSettings),
+    ("commands", BrokerSettings),
+    ("commands", TraceSettings),
+    ("commands", OutboxSettings),
+)
+
+
 def reference() -> str:
     """The table of all settings in Markdown, as the README has it (`make settings`)."""
-    readers: dict[str, list[str]] = {}
-    fields: dict[str, Any] = {}
-    for process, kind in (("filter", FilterSettings), ("engine", EngineSettings), ("commands", StoreSettings)):
+    readers: dict[str, dict[str, str]] = {}
+    meanings: dict[str, str] = {}
+    for process, kind in _PROCESSES:
         for name, field in kind.model_fields.items():
-            fields[name] = field
-            readers.setdefault(name, []).append(process)
+            meanings.setdefault(name, str(field.description))
+            readers.setdefault(name, {})[process] = _shown(field.default)
     rows = ["| variable | default | read by | meaning |", "|---|---|---|---|"]
-    for name, field in fields.items():
-        default = "a fixed text" if isinstance(field.default, SecretStr) else f"`{field.default}`"
-        shown = "" if field.default == "" else default
-        rows.append(f"| `IBEX_{name.upper()}` | {shown} | {', '.join(readers[name])} | {field.description} |")
+    for name, defaults in readers.items():
+        first = next(iter(defaults.values()))
+        others = [f"{process} {default}" for process, default in defaults.items() if default != first]
+        shown = "; ".join([first, *others])
+        rows.append(f"| `IBEX_{name.upper()}` | {shown} | {', '.join(defaults)} | {meanings[name]} |")
     return "\n".join(rows)
+
+
+def _shown(default: object) -> str:
+    """A default in the table; a secret is not shown, an empty one is nothing."""
+    if isinstance(default, SecretStr):
+        return "a fixed text" if default.get_secret_value() else ""
+    return "" if default == "" else f"`{default}`"

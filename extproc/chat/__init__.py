@@ -1,7 +1,9 @@
-"""Chat formats: read a provider's request body, and insert one block into it without touching any other byte.
+"""Chat formats: read a provider's request body, insert one block into it without touching any other byte, and read the
+answer.
 
-Pure functions over bytes: no I/O, no clock, no log. The rule of the room: what comes out is `body[:p] + inserted +
-body[p:]`, and whatever a client sends, reading it either works or raises UnreadableBody.
+Pure functions and feed-and-take objects over bytes: no I/O, no clock, no log. The rule of the room: what comes out of a
+splice is `body[:p] + inserted + body[p:]`, and whatever a client sends, reading it either works or raises
+UnreadableBody; whatever a provider sends, reading it works, as far as it goes.
 
 Each public module is one format: OpenAI Chat Completions, OpenAI Responses, Anthropic Messages, Google Gemini.
 """
@@ -9,10 +11,31 @@ Each public module is one format: OpenAI Chat Completions, OpenAI Responses, Ant
 from __future__ import annotations
 
 from extproc.chat import anthropic_messages, gemini, openai_chat, openai_responses
+from extproc.chat._answer import AnswerLimits, AnswerReader, Completion, ToolCall, Usage
+from extproc.chat._encoding import ContentDecoder, content_decoder
+from extproc.chat._hash import hash_text
 from extproc.chat._request import ChatFormat, ChatRequest, Message, Placement, ReadLimits, UnreadableBody
-from extproc.chat._route import is_json
+from extproc.chat._route import is_event_stream, is_json
 
-__all__ = ["ChatFormat", "ChatRequest", "Message", "Placement", "ReadLimits", "UnreadableBody", "recognise"]
+__all__ = [
+    "AnswerLimits",
+    "AnswerReader",
+    "ChatFormat",
+    "ChatRequest",
+    "Completion",
+    "ContentDecoder",
+    "Message",
+    "Placement",
+    "ReadLimits",
+    "ToolCall",
+    "UnreadableBody",
+    "Usage",
+    "content_decoder",
+    "hash_text",
+    "is_event_stream",
+    "is_json",
+    "recognise",
+]
 
 _FORMATS: tuple[ChatFormat, ...] = (openai_chat, anthropic_messages, openai_responses, gemini)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from extproc.chat._request import Place, ReadLimits
 
-__all__ = ["Conversation", "Turn", "read_conversation"]
+__all__ = ["Conversation", "Turn", "check_count", "read_conversation"]
 
 MAX_ELEMENTS: Final = 20_000
 """Most messages, and most parts of one content. Each costs 1 to 3 µs of Python here at worst, so that a body made to be
@@ -107,7 +107,7 @@ def read_conversation(
     `text_types` are the types of parts that are text; `outputs` are contents outside of messages, for their
     attachments.
     """
-    _check_count(turns)
+    check_count(turns)
     index, parts, strings = _last_user(turns, text_types)
     return Conversation(
         query=read_text(strings, limits.query_bytes) if strings else "",
@@ -117,7 +117,8 @@ def read_conversation(
     )
 
 
-def _check_count(elements: Sequence[object]) -> None:
+def check_count(elements: Sequence[object]) -> None:
+    """Raises UnreadableBody for too many messages or parts."""
     if len(elements) > MAX_ELEMENTS:
         raise UnreadableBody("too_many_messages")
 
@@ -178,7 +179,7 @@ def _texts(content: Raw, parts: Iterable[_Part], text_types: frozenset[str | Non
 def _parts(content: Raw) -> list[_Part]:
     if is_array(content):
         parts = decode(_parts_decoder, content)
-        _check_count(parts)
+        check_count(parts)
         return parts
     if is_object(content):  # Gemini takes a single part without its array, and its own examples are written so
         return [decode(_part_decoder, content)]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from extproc.chat._answer import AnswerLimits, AnswerReader
+
 __all__ = ["ChatFormat", "ChatRequest", "EditPoints", "Message", "Place", "Placement", "ReadLimits", "UnreadableBody"]
 
 
@@ -118,4 +120,12 @@ class ChatFormat(Protocol):
         surrogates. Never raises then. Without a place for `placement` the text goes to LAST_USER, and where no user
         message carries text either, or `text` is empty, the body comes back unchanged.
         """
+        ...
+
+    def read_answer(self, is_sse: bool, limits: AnswerLimits) -> AnswerReader:  # noqa: FBT001 - the content type's word
+        """A reader for one answer. `is_sse`: its content type is that of an event stream."""
+        ...
+
+    def hash_messages(self, body: bytes) -> str:
+        """SHA-256, lower-case hex, of the client's messages; see `extproc.chat._hash`. Raises UnreadableBody only."""
         ...

@@ -11,7 +11,7 @@ import re
 from typing import Final
 from urllib.parse import unquote
 
-__all__ = ["is_json", "segments"]
+__all__ = ["is_event_stream", "is_json", "segments"]
 
 _LONGEST_PATH: Final = 2048
 """No provider's path is a tenth of that, query string included; a longer one is no chat, and not worth decoding."""
@@ -19,6 +19,7 @@ _LONGEST_PATH: Final = 2048
 _JSON: Final = re.compile(
     r"\s*application/(?:json|[\w.!#$&^-]+\+json)\s*(?:;.*)?", re.ASCII | re.IGNORECASE | re.DOTALL
 )
+_EVENT_STREAM: Final = re.compile(r"\s*text/event-stream\s*(?:;.*)?", re.ASCII | re.IGNORECASE | re.DOTALL)
 
 
 def segments(path: str) -> list[str]:
@@ -34,3 +35,8 @@ def segments(path: str) -> list[str]:
 def is_json(content_type: str) -> bool:
     """Is it `application/json` or `application/*+json`, with any parameters? No content type at all counts as JSON."""
     return not content_type or _JSON.fullmatch(content_type) is not None
+
+
+def is_event_stream(content_type: str) -> bool:
+    """Is it `text/event-stream`, with any parameters?"""
+    return _EVENT_STREAM.fullmatch(content_type) is not None

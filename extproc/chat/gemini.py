@@ -8,14 +8,19 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from extproc.chat._answer import AnswerLimits, AnswerReader, Usage
 from extproc.chat._conversation import Turn, read_conversation
+from extproc.chat._draft import Draft
+from extproc.chat._hash import hash_turns
 from extproc.chat._json import ABSENT, decode, is_array, is_object, is_string, read_count
+from extproc.chat._loose import Counts, add, is_given, read_arguments, read_code, read_error, read_id, try_decode
+from extproc.chat._reader import BodyReader
 from extproc.chat._request import ChatRequest, Place, Placement, ReadLimits, UnreadableBody
 from extproc.chat._route import segments
 from extproc.chat._span import locate
 from extproc.chat._splice import ArrayOf, MessageFrame, element_place, key_place, prefix_place, splice_block
 
-__all__ = ["name", "read_request", "recognise", "splice"]
+__all__ = ["hash_messages", "name", "read_answer", "read_request", "recognise", "splice"]
 
 name = "gemini"
 
@@ -141,3 +146,108 @@ def _max_output_tokens(read: _Common) -> int | None:
             generation = decode(_generation_decoder, config)
             return read_count(generation.camel, generation.snake)
     return None
+
+
+def hash_messages(body: bytes) -> str:
+    """Of `contents`, whose `parts` are the content; a role that is not there is `user`."""
+    contents = _decode(body).contents
+    return hash_turns(contents if isinstance(contents, list) else [contents])
+
+
+class _FunctionCall(msgspec.Struct, gc=False):
+    id: Raw = ABSENT
+    name: Raw = ABSENT
+    args: Raw = ABSENT
+
+
+class _AnswerPart(msgspec.Struct, gc=False):
+    text: str | None = None
+    thought: bool | None = None
+    call: _FunctionCall | None = msgspec.field(default=None, name="functionCall")
+
+
+class _AnswerContent(msgspec.Struct, gc=False):
+    parts: list[_AnswerPart] | None = None
+
+
+class _Candidate(msgspec.Struct, gc=False):
+    index: int | None = 0
+    content: _AnswerContent | None = None
+    finish_reason: Raw = msgspec.field(default=ABSENT, name="finishReason")
+
+
+class _PromptFeedback(msgspec.Struct, gc=False):
+    block_reason: Raw = msgspec.field(default=ABSENT, name="blockReason")
+
+
+class _Generated(msgspec.Struct, gc=False):
+    """A body, or an event of a stream."""
+
+    candidates: list[_Candidate] | None = None
+    usage: Raw = msgspec.field(default=ABSENT, name="usageMetadata")
+    model: Raw = msgspec.field(default=ABSENT, name="modelVersion")
+    id: Raw = msgspec.field(default=ABSENT, name="responseId")
+    prompt_feedback: Raw = msgspec.field(default=ABSENT, name="promptFeedback")
+    error: Raw = ABSENT
+
+
+_generated_decoder = msgspec.json.Decoder(_Generated)
+_feedback_decoder = msgspec.json.Decoder(_PromptFeedback)
+
+
+def read_answer(is_sse: bool, limits: AnswerLimits) -> AnswerReader:  # noqa: FBT001 - as in the protocol
+    """Candidate 0 counts. A stream is events, or without `alt=sse` one JSON array.
+
+    The end is a finish reason, or the reason why the prompt was blocked.
+    """
+    return BodyReader(is_sse, limits, _Answer(Draft(limits)))
+
+
+class _Answer:
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self._calls = 0
+
+    def take(self, name: bytes, piece: bytes) -> bool:  # noqa: ARG002 - the events have no names
+        read = try_decode(_generated_decoder, piece)
+        if read is None:
+            return False
+        for candidate in read.candidates or ():
+            if not candidate.index:
+                self._take_candidate(candidate)
+        draft = self.draft
+        if not (draft.model and draft.response_id):
+            draft.name_answer(read.id, read.model)
+        draft.note_usage(read.usage)
+        if is_given(read.error):
+            draft.note_error(read_error(read.error))
+        if is_given(read.prompt_feedback):
+            feedback = try_decode(_feedback_decoder, read.prompt_feedback)
+            self._take_end(feedback.block_reason if feedback else ABSENT)
+        return True
+
+    def settle(self) -> None:
+        usage = Counts(self.draft.last_usage)
+        answer, thoughts = usage.get("candidatesTokenCount"), usage.get("thoughtsTokenCount")
+        prompt = usage.get("promptTokenCount")
+        self.draft.usage = Usage(
+            input_tokens=None if prompt is None else add(prompt, usage.get("toolUsePromptTokenCount")),
+            output_tokens=add(answer, thoughts),
+            cached_input_tokens=usage.get("cachedContentTokenCount"),
+            reasoning_tokens=thoughts,
+        )
+
+    def _take_candidate(self, candidate: _Candidate) -> None:
+        for part in (candidate.content.parts or ()) if candidate.content else ():
+            if part.text and not part.thought:
+                self.draft.add_text(part.text)
+            if part.call:
+                self._calls += 1
+                self.draft.open_call(self._calls, read_id(part.call.id), read_id(part.call.name))
+                self.draft.add_arguments(self._calls, read_arguments(part.call.args))
+        self._take_end(candidate.finish_reason)
+
+    def _take_end(self, reason: Raw) -> None:
+        if is_given(reason):
+            self.draft.finish_reason = read_code(reason)
+            self.draft.has_ended = True

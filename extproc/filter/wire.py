@@ -20,6 +20,8 @@ from extproc import names
 
 __all__ = [
     "Metadata",
+    "attributes",
+    "context_metadata",
     "metadata_text",
     "read_headers",
     "read_status",
@@ -96,6 +98,33 @@ def metadata_text(request: ext_proc.ProcessingRequest, namespace: str, path: Ite
         node = fields[key]
         fields = node.struct_value.fields
     return node.string_value if node is not None else None
+
+
+def context_metadata(request: ext_proc.ProcessingRequest) -> dict[str, str | float | bool]:
+    """What the context filter wrote about this request; empty when it did not answer."""
+    filters = request.metadata_context.filter_metadata
+    if names.CONTEXT_METADATA not in filters:
+        return {}
+    values: dict[str, str | float | bool] = {}
+    for key, value in filters[names.CONTEXT_METADATA].fields.items():
+        match value.WhichOneof("kind"):
+            case "string_value":
+                values[key] = value.string_value
+            case "number_value":
+                values[key] = value.number_value
+            case "bool_value":
+                values[key] = value.bool_value
+    return values
+
+
+def attributes(request: ext_proc.ProcessingRequest) -> dict[str, str]:
+    """The attributes that are text, whichever filter's name Envoy puts them under."""
+    return {
+        key: value.string_value
+        for struct in request.attributes.values()
+        for key, value in struct.fields.items()
+        if value.HasField("string_value")
+    }
 
 
 # Replies are built in place and serialised here: a nested constructor copies each message into the next.

@@ -1,15 +1,22 @@
-"""The tables of the memory store. The migrations build them; a test holds both together."""
+"""The tables. The migrations build them; tests hold both together.
+
+On PostgreSQL they lie in the schema `ibex_core`, which each connection puts before the names, with the types that it
+has; SQLite keeps the same names and meaning.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
+    Boolean,
     Column,
     DateTime,
     Float,
+    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -17,6 +24,8 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    UniqueConstraint,
+    Uuid,
     func,
     text,
 )
@@ -24,27 +33,52 @@ from typing_extensions import override
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
+    from sqlalchemy.types import TypeEngine
 
-__all__ = ["HEAD", "UtcDateTime", "memories", "memory_versions", "metadata"]
+__all__ = [
+    "HEAD",
+    "POSTGRESQL_SCHEMA",
+    "UtcDateTime",
+    "checkpoints",
+    "failed_tasks",
+    "memories",
+    "memory_versions",
+    "metadata",
+    "sessions",
+    "sweeps",
+    "turns",
+]
 
-HEAD = "0001"
+POSTGRESQL_SCHEMA = "ibex_core"
+HEAD = "0002"
 """The newest migration: a database that says so needs no Alembic, whose import alone takes a quarter of a second."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware time, kept as UTC: SQLite has no time zones."""
+    """An aware time, in UTC on both sides: SQLite has no time zones, PostgreSQL answers in that of the connection."""
 
     impl = DateTime
     cache_ok = True
 
     @override
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
+
+    @override
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
 
     @override
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=UTC)
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
+
+_ID = String(36).with_variant(Uuid(as_uuid=False), "postgresql")
+"""A UUID: its text with hyphens, in lower case, to everybody but PostgreSQL itself."""
 
 metadata = MetaData()
 
@@ -96,4 +130,107 @@ memory_versions = Table(
     Column("changes", Integer, nullable=False),
     # Counts the writes that took rows away, which `revision` cannot show.
     Column("removals", Integer, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("org_id", _ID, nullable=False),
+    Column("agent_id", _ID, nullable=False),
+    Column("user_id", String(128)),
+    Column("external_id", String(64), nullable=False),
+    # active, completed (by the client), abandoned (by silence), error.
+    Column("status", String(16), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("turn_count", Integer, nullable=False),
+    Column("total_input_tokens", BigInteger, nullable=False),
+    Column("total_output_tokens", BigInteger, nullable=False),
+    Column("total_latency_ms", BigInteger, nullable=False),
+    # How many turns, from the first on, extraction is done with: a count, so that turn 0 is not skipped.
+    Column("extracted_turns", Integer, nullable=False, server_default=text("0")),
+    Column("created_at", UtcDateTime, nullable=False),
+    # The latest turn's end.
+    Column("updated_at", UtcDateTime, nullable=False),
+    # Only while the status is completed.
+    Column("completed_at", UtcDateTime),
+)
+Index(
+    "sessions_once",
+    sessions.c.org_id,
+    sessions.c.agent_id,
+    func.coalesce(sessions.c.user_id, text("''")),
+    sessions.c.external_id,
+    unique=True,
+)
+_ACTIVE, _UNEXTRACTED = text("status = 'active'"), text("extracted_turns < turn_count")
+Index("sessions_idle", sessions.c.updated_at, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE)
+Index(
+    "sessions_unextracted",
+    sessions.c.org_id,
+    sessions.c.updated_at,
+    sqlite_where=_UNEXTRACTED,
+    postgresql_where=_UNEXTRACTED,
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("session_id", _ID, ForeignKey("sessions.id"), nullable=False),
+    Column("org_id", _ID, nullable=False),
+    Column("agent_id", _ID, nullable=False),
+    Column("turn_index", Integer, nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("messages_hash", String(64), nullable=False),
+    Column("completion_hash", String(64)),
+    # Null: the provider did not say.
+    Column("input_tokens", Integer),
+    Column("output_tokens", Integer),
+    Column("model", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("latency_ms", Integer, nullable=False),
+    Column("provider_request_id", Text),
+    Column("is_streaming", Boolean, nullable=False),
+    Column("is_complete", Boolean, nullable=False),
+    Column("memories_injected", Integer, nullable=False),
+    Column("context_tokens", Integer, nullable=False),
+    Column("context_fallback", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("session_id", "turn_index", name="checkpoints_by_turn"),
+    UniqueConstraint("org_id", "request_id", name="checkpoints_once"),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("session_id", _ID, ForeignKey("sessions.id"), primary_key=True),
+    Column("org_id", _ID, nullable=False),
+    Column("turn_index", Integer, primary_key=True, autoincrement=False),
+    # The only conversation text in the database.
+    Column("user_text", Text, nullable=False),
+    Column("assistant_text", Text, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+Index("turns_by_expiry", turns.c.org_id, turns.c.expires_at)
+
+failed_tasks = Table(
+    "failed_tasks",
+    metadata,
+    Column("task_id", String(64), primary_key=True),
+    Column("org_id", _ID, nullable=False),
+    # What the task was given: ids, never text.
+    Column("payload", JSON, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("failed_at", UtcDateTime, nullable=False),
+)
+
+# When the sweeper last ran, anywhere: one row a name, of no organisation.
+sweeps = Table(
+    "sweeps",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("swept_at", UtcDateTime, nullable=False),
 )

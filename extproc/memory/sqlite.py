@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, create_engine, delete, event, or_, select, text, update
+from sqlalchemy import and_, bindparam, delete, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
+from extproc.memory.database import checkpoint_log, file_identity, migrate, open_engine, reason
 from extproc.memory.model import Category, Memory, Namespace, Source, Status
-from extproc.memory.schema import HEAD, memories, memory_versions
+from extproc.memory.schema import memories, memory_versions
 from extproc.memory.store import Added, ScoreUpdate, StoreError, Version
 
 if TYPE_CHECKING:
@@ -28,30 +27,13 @@ if TYPE_CHECKING:
 
     from extproc.memory.store import Snapshot
 
-__all__ = ["SqliteMemoryStore", "migrate"]
+__all__ = ["SqliteMemoryStore"]
 
-BUSY_TIMEOUT_MS = 5_000
-"""How long a writer waits for another: an import commits every few hundred rows, far more often than this."""
 BATCH_ROWS = 32
 """Rows read at once: with indexing about 1 ms, after which another thread may have the interpreter."""
-_MIGRATE_TIMEOUT_S = 30.0
 
 _COLUMNS = [column for column in memories.c if column.name != "revision"]
 """In the order of Memory's fields."""
-
-
-def migrate(url: str) -> None:
-    """Create the file, its directory and its tables, or bring them up to date. Raises StoreError."""
-    engine = _engine(url)
-    try:
-        _use_write_ahead_log(engine)
-        with _writing(engine) as connection:
-            if _revision(connection) != HEAD:
-                from extproc.memory.migrations import upgrade
-
-                upgrade(connection)
-    finally:
-        engine.dispose()
 
 
 class SqliteMemoryStore:
@@ -63,7 +45,7 @@ class SqliteMemoryStore:
     @classmethod
     def open(cls, url: str) -> SqliteMemoryStore:
         migrate(url)
-        return cls(_engine(url))
+        return cls(open_engine(url))
 
     def close(self) -> None:
         self._watch.close()
@@ -125,7 +107,7 @@ class SqliteMemoryStore:
         if removed:
             # The log still holds the text until it is written back; a busy reader only delays that.
             with _reading(self._engine) as connection:
-                connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+                checkpoint_log(connection)
         return removed
 
     def record_retrievals(self, counts: Mapping[tuple[str, str], int], at: datetime) -> None:
@@ -219,7 +201,7 @@ class _Watch:
         self._lock = threading.Lock()
         self._file = Path(engine.url.database or "").absolute()
         self._connection = engine.raw_connection()
-        self._identity = self._identify()
+        self._identity = file_identity(self._file)
         self._looked_at = time.monotonic()
         self._seen = -1
         self._versions: dict[tuple[str, str], Version] = {}
@@ -230,16 +212,9 @@ class _Watch:
 
     def look(self) -> None:
         """Raises StoreError when the path no longer names the file that is open: nobody writes to that one any more."""
-        if self._identity is None or self._identify() != self._identity:
+        if self._identity is None or file_identity(self._file) != self._identity:
             raise StoreError(f"{self._file} was removed or replaced; restart the engine to use what is there now")
         self._looked_at = time.monotonic()
-
-    def _identify(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._file)  # noqa: PTH116
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
 
     def version(self, org_id: str, agent_id: str) -> Version:
         if time.monotonic() - self._looked_at >= _LOOK_S:
@@ -272,51 +247,13 @@ _KEPT_VERSIONS = 100_000  # (org, agent) pairs, about 300 bytes each
 _VERSION = "SELECT changes, removals FROM memory_versions WHERE org_id = ? AND agent_id = ?"
 
 
-def _engine(url: str) -> Engine:
-    try:
-        parsed = make_url(url)
-        engine = create_engine(parsed, connect_args={"check_same_thread": False})
-    except (ArgumentError, SQLAlchemyError) as error:
-        raise StoreError(f"the database URL cannot be used: {error}") from error
-    if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
-        raise StoreError("the database URL names no file; use sqlite:///PATH")
-    try:
-        file = Path(parsed.database).absolute()
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Only a new file: closing a second descriptor of one in use would drop SQLite's locks.
-        with suppress(FileExistsError):
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
-    except OSError as error:
-        raise StoreError(f"the directory of the memory store cannot be made: {error}") from error
-    event.listen(engine, "connect", _on_connect)
-    event.listen(engine, "begin", _on_begin)
-    return engine
-
-
-def _on_connect(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions begin in `_on_begin`, not by the driver's guess
-    for pragma in (
-        f"busy_timeout = {BUSY_TIMEOUT_MS}",
-        "foreign_keys = ON",
-        "synchronous = NORMAL",  # with a write-ahead log: a power cut may lose the last commits, never the file
-        "secure_delete = ON",  # what is forgotten is overwritten
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _on_begin(connection: Connection) -> None:
-    # A writer takes its lock at once: one that began by reading would fail, not wait, when another came first.
-    writes = connection.get_execution_options().get("writes")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
 @contextmanager
 def _reading(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.connect() as connection:
             yield connection
     except SQLAlchemyError as error:
-        raise StoreError(f"the memory store cannot be read: {_reason(error)}") from error
+        raise StoreError(f"the memory store cannot be read: {reason(error)}") from error
     except ValueError as error:  # JSON or a member of an enumeration that no version of this program wrote
         raise StoreError("the memory store holds a row that cannot be read; export, repair and import it") from error
 
@@ -327,33 +264,7 @@ def _writing(engine: Engine) -> Iterator[Connection]:
         with engine.connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
     except SQLAlchemyError as error:
-        raise StoreError(f"the memory store cannot be written: {_reason(error)}") from error
-
-
-def _reason(error: SQLAlchemyError) -> str:
-    """The driver's words alone: SQLAlchemy's own hold the statement with its values, and so memories."""
-    return str(getattr(error, "orig", None) or type(error).__name__)
-
-
-def _use_write_ahead_log(engine: Engine) -> None:
-    """The file remembers it. Two processes that switch at once do not wait for each other, so try again."""
-    deadline = time.monotonic() + _MIGRATE_TIMEOUT_S
-    while True:
-        try:
-            with engine.connect() as connection:
-                connection.connection.driver_connection.execute("PRAGMA journal_mode = WAL")  # type: ignore[union-attr]
-                return
-        except SQLAlchemyError as error:
-            raise StoreError(f"the memory store cannot be opened: {_reason(error)}") from error
-        except sqlite3.Error as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise StoreError(f"the memory store cannot be opened: {error}") from error
-            time.sleep(0.02)
-
-
-def _revision(connection: Connection) -> str | None:
-    known = connection.execute(text("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'")).scalar()
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if known else None
+        raise StoreError(f"the memory store cannot be written: {reason(error)}") from error
 
 
 def _bump(connection: Connection, org_id: str, agent_id: str, removals: int = 0) -> int:

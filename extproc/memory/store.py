@@ -16,11 +16,25 @@ if TYPE_CHECKING:
     from extproc.memory.model import Memory, Namespace
     from extproc.settings import StoreSettings
 
-__all__ = ["Added", "MemoryStore", "ScoreUpdate", "Snapshot", "StoreError", "Version", "open_store", "store_url"]
+__all__ = [
+    "Added",
+    "MemoryStore",
+    "ScoreUpdate",
+    "Snapshot",
+    "StoreError",
+    "StoreRefused",
+    "Version",
+    "open_store",
+    "store_url",
+]
 
 
 class StoreError(Exception):
     """The store cannot be used. The message says what to do and holds no content."""
+
+
+class StoreRefused(StoreError):
+    """The store is well and will never take this: trying again is no use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import typer
 
-from extproc.settings import EngineSettings, FilterSettings, SettingsError, StoreSettings, load, unknown_variables
+from extproc.settings import (
+    EngineSettings,
+    FilterSettings,
+    ObserverSettings,
+    SettingsError,
+    StoreSettings,
+    load,
+    unknown_variables,
+)
 from extproc.stack import envoy
 
 __all__ = ["Finding", "State", "examine", "show"]
@@ -52,6 +60,7 @@ def examine(data: Path | None) -> list[Finding]:
         lambda: _envoy_configuration("dropin.yaml"),
         lambda: _store(data),
         lambda: _listener("filter", lambda: load(FilterSettings).filter_listen),
+        lambda: _listener("observer", lambda: load(ObserverSettings).observer_listen),
         lambda: _listener("engine", lambda: load(FilterSettings).engine_address),
     ]
     return [_guarded(check) for check in checks]
@@ -81,7 +90,7 @@ def _python() -> Finding:
 
 def _settings() -> Finding:
     mistakes: list[str] = []
-    for kind in (FilterSettings, EngineSettings, StoreSettings):
+    for kind in (FilterSettings, ObserverSettings, EngineSettings, StoreSettings):
         try:
             load(kind)
         except SettingsError as error:
@@ -96,7 +105,11 @@ _OURS = {"IBEX_ENVOY"}
 
 
 def _variables() -> Finding:
-    unknown = [name for name in unknown_variables(FilterSettings, EngineSettings, StoreSettings) if name not in _OURS]
+    unknown = [
+        name
+        for name in unknown_variables(FilterSettings, ObserverSettings, EngineSettings, StoreSettings)
+        if name not in _OURS
+    ]
     if unknown:
         return Finding("variables", State.NOTE, f"nothing reads {', '.join(unknown)}: misspelt?")
     return Finding("variables", State.OK, "no unknown IBEX_ variable")
@@ -136,7 +149,10 @@ def _run(command: list[str]) -> tuple[int, str]:
 
 
 def _store(data: Path | None) -> Finding:
-    from extproc.memory.store import StoreError, open_store, store_url
+    from sqlalchemy import text
+
+    from extproc.memory.database import Database, shown_url
+    from extproc.memory.store import StoreError, store_url
 
     settings = load(StoreSettings, data=data)
     if not settings.database_url and not settings.data.exists():
@@ -144,12 +160,12 @@ def _store(data: Path | None) -> Finding:
             "store", State.NOTE, f"{settings.data} does not exist yet; the first command that needs it makes it"
         )
     try:
-        store = open_store(settings)
-        store.check()
-        store.close()
+        database = Database(store_url(settings))
+        database.run(lambda connection: connection.execute(text("SELECT count(*) FROM sweeps")))
+        database.close()
     except StoreError as error:
         return Finding("store", State.PROBLEM, str(error))
-    return Finding("store", State.OK, f"{store_url(settings)} can be read")
+    return Finding("store", State.OK, f"{shown_url(settings)} can be read")
 
 
 def _listener(process: str, address_of: Callable[[], str]) -> Finding:

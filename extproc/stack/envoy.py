@@ -47,6 +47,8 @@ PROVIDER_PREFIX = "provider_"
 UNKNOWN_MODEL_ROUTE = "provider_not_configured"
 """The route that answers 501."""
 FILTER_CLUSTER = "extproc_filter"
+OBSERVER_CLUSTER = "extproc_observer"
+OBSERVER_FILTER = "ibex.observer"
 COLLECTOR_CLUSTER = "otel_collector"
 IDENTITY_FILTER = "identity"
 """The set_metadata filter that says whose requests these are."""
@@ -127,6 +129,8 @@ class Plan:
     admin: Address
     filters: Sequence[Address] = ()
     """Endpoints of the filter; none: the shipped one."""
+    observers: Sequence[Address] = ()
+    """Endpoints of the observer; none: nothing is observed."""
     provider: Provider | None = None
     any_model: bool = False
     """The provider knows every model: none is answered 501."""
@@ -188,6 +192,10 @@ def render(config: Node, plan: Plan) -> Node:
     set_listener(config, plan.listen)
     if plan.filters:
         set_cluster(config, FILTER_CLUSTER, plan.filters)
+    if plan.observers:
+        set_cluster(config, OBSERVER_CLUSTER, plan.observers)
+    else:
+        drop_observer(config)
     if plan.any_model:
         route_any_model(config)
     if plan.provider is not None:
@@ -281,12 +289,21 @@ def set_collector(config: Node, address: Address) -> None:
         tracer["http_service"] = {"http_uri": uri}
 
 
+def drop_observer(config: Node) -> None:
+    """No observer filter, in no route either, and no cluster for it."""
+    for manager in _http_managers(config):
+        manager["http_filters"] = [entry for entry in manager["http_filters"] if entry["name"] != OBSERVER_FILTER]
+        hosts = manager["route_config"]["virtual_hosts"]
+        for place in [*hosts, *(route for host in hosts for route in host["routes"])]:
+            place.get("typed_per_filter_config", {}).pop(OBSERVER_FILTER, None)
+    _drop_cluster(config, OBSERVER_CLUSTER)
+
+
 def drop_tracing(config: Node) -> None:
     """No spans and no cluster for them."""
     for manager in _http_managers(config):
         manager.pop("tracing", None)
-    resources = config["static_resources"]
-    resources["clusters"] = [cluster for cluster in resources["clusters"] if cluster["name"] != COLLECTOR_CLUSTER]
+    _drop_cluster(config, COLLECTOR_CLUSTER)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -387,6 +404,11 @@ def _clusters(config: Node) -> list[Node]:
 
 def _cluster(config: Node, name: str) -> Node:
     return _named(_clusters(config), name, "cluster")
+
+
+def _drop_cluster(config: Node, name: str) -> None:
+    resources = config["static_resources"]
+    resources["clusters"] = [cluster for cluster in resources["clusters"] if cluster["name"] != name]
 
 
 def _http_filter(config: Node, name: str) -> Node:

@@ -1,4 +1,4 @@
-"""A stand-in for LLM providers: OpenAI Chat Completions and Responses, Anthropic Messages, JSON and SSE, no model.
+"""A stand-in for LLM providers: OpenAI Chat Completions and Responses, Anthropic Messages, Gemini; JSON, SSE, no model.
 
 It answers with what reached it, so that a newcomer sees the memory block in the answer, and it remembers the last
 requests (`GET /received`, `DELETE /received`), so that a test sees every byte. Whatever a client sends, it gets an
@@ -30,7 +30,7 @@ import uuid
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import uvicorn
@@ -53,6 +53,7 @@ MAX_ECHO_CHARACTERS = 16_384
 """Room for a memory block of the default 1,024 tokens and a message; longer texts are cut."""
 CHUNK_CHARACTERS = 24
 """Text in one event of a stream: small enough that a short answer comes in several."""
+GEMINI_PATH = re.compile("/v1(?:beta)?/models/(?P<model>[^/:]+):(?P<method>generateContent|streamGenerateContent)")
 HEADER_NAME = re.compile("[a-z0-9-]{1,64}")
 FRAMING_HEADERS = {"connection", "content-length", "transfer-encoding"}
 """A second one would make an answer that no client can read."""
@@ -267,6 +268,36 @@ class Messages:
         }
 
 
+class GenerateContent:
+    """https://ai.google.dev/api/generate-content; the model and whether to stream are in the path."""
+
+    def answer(self, turn: Turn) -> dict[str, Any]:
+        return self._response(turn, new_id("gemini-"), turn.answer, is_last=True)
+
+    def events(self, turn: Turn) -> Iterator[bytes]:
+        response_id, pieces = new_id("gemini-"), turn.pieces()
+        for number, piece in enumerate(pieces, 1):
+            yield sse(self._response(turn, response_id, piece, is_last=number == len(pieces)))
+
+    def error(self, status: int, message: str) -> dict[str, Any]:
+        kind = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE"}
+        return {"error": {"code": status, "message": message, "status": kind.get(status, "INTERNAL")}}
+
+    def _response(self, turn: Turn, response_id: str, text: str, *, is_last: bool) -> dict[str, Any]:
+        candidate: dict[str, Any] = {"content": {"role": "model", "parts": [{"text": text}]}, "index": 0}
+        usage = {"promptTokenCount": turn.input_tokens, "totalTokenCount": turn.input_tokens}
+        if is_last:
+            candidate["finishReason"] = "STOP"
+            usage["candidatesTokenCount"] = turn.output_tokens
+            usage["totalTokenCount"] += turn.output_tokens
+        return {
+            "candidates": [candidate],
+            "usageMetadata": usage,
+            "modelVersion": turn.model,
+            "responseId": response_id,
+        }
+
+
 SHAPES: dict[str, Shape] = {
     "/v1/chat/completions": ChatCompletions(),
     "/v1/responses": Responses(),
@@ -317,17 +348,20 @@ async def read_body(request: Request) -> bytes:
 
 def respond(request: Request, body: bytes) -> Response:
     path = request.url.path.rstrip("/")
-    shape = SHAPES.get(path, ChatCompletions())
+    gemini = GEMINI_PATH.fullmatch(path)
+    shape = GenerateContent() if gemini else SHAPES.get(path, ChatCompletions())
     if status := bounded(request.headers.get("x-standin-status"), 400, 599):
         return json_response(status, shape.error(status, f"The request asked for status {status}."))
     if path == "/v1/models" and request.method in {"GET", "HEAD"}:
         return json_response(200, models(for_anthropic="anthropic-version" in request.headers))
-    if path not in SHAPES or request.method != "POST":
+    if not (gemini or path in SHAPES) or request.method != "POST":
         return json_response(404, shape.error(404, f"Unknown request URL: {request.method} {request.url.path}."))
     try:
         turn = read_turn(decode(body, request.headers.get("content-encoding", "")))
     except UnreadableBody as error:
         return json_response(400, shape.error(400, str(error)))
+    if gemini:
+        turn = replace(turn, model=gemini["model"], stream=gemini["method"] == "streamGenerateContent")
     if not turn.stream:
         return json_response(200, shape.answer(turn))
     events = paced(shape.events(turn), milliseconds(request, "x-standin-chunk-delay-ms", 10_000))
@@ -345,7 +379,7 @@ def read_turn(body: Any) -> Turn:
     if not isinstance(body, dict):
         raise UnreadableBody("The request body must be a JSON object.")
     model, options = body.get("model"), body.get("stream_options")
-    text = last_user_text(body.get("messages", body.get("input")))
+    text = last_user_text(body.get("messages", body.get("input", body.get("contents"))))
     answer = f"This is the stand-in provider. Your last message, as it reached me:\n\n{text[:MAX_ECHO_CHARACTERS]}"
     return Turn(
         model=model if isinstance(model, str) else "unknown",
@@ -363,7 +397,9 @@ def last_user_text(messages: Any) -> str:
         return messages
     if isinstance(messages, list):
         for message in reversed(messages):
-            if isinstance(message, dict) and message.get("role") == "user" and (text := plain(message.get("content"))):
+            if not isinstance(message, dict) or message.get("role", "user") != "user":
+                continue
+            if text := plain(message.get("content", message.get("parts"))):
                 return text
     return ""
 

@@ -1,8 +1,8 @@
 """`extproc up`: everything on one machine, as child processes of this one.
 
-Start order: engine, filter, provider, Envoy, each awaited until it answers. Stop order: the other way round, so that
-nothing is asked that has gone. A child that ends is reported and left: what Envoy does without it is what this filter
-is about.
+Start order: queue, trace store, engine, filter, observer, provider, Envoy, each awaited until it answers. Stop order:
+the other way round, so that nothing is asked that has gone. A child that ends is reported and left: what Envoy does
+without it is what this filter is about.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -25,8 +26,9 @@ import typer
 
 from extproc.memory.demo import Demo, DemoError
 from extproc.settings import ProcessSettings, StoreSettings, load
-from extproc.stack import envoy
+from extproc.stack import envoy, valkey
 from extproc.stack.child import Child
+from extproc.turns.trace_commands import URL_FILE
 
 __all__ = ["Stack", "StackError", "run"]
 
@@ -34,8 +36,8 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """For our own loopback URLs: a proxy of the environment has no business there."""
 
 _READY_LIMIT_S = 30.0
-_STOP_LIMIT_S = 8.0
-"""Above the children's own drain of 5 s."""
+_STOP_LIMIT_S = 12.0
+"""Above the drain of 5 s that our processes have, and what ClickHouse gives a query that runs."""
 _POLL_S = 0.05
 
 
@@ -55,7 +57,10 @@ class Stack:
     gateway: str = ""
     provider: str = ""
     admin: str = ""
+    observer_admin: str = ""
     envoy_admin: str = ""
+    broker: str = ""
+    traces: str = ""
     children: list[Child] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
@@ -65,10 +70,11 @@ class Stack:
             "gateway": self.gateway,
             "provider": self.provider,
             "admin": self.admin,
+            "observer_admin": self.observer_admin,
             "envoy_admin": self.envoy_admin,
-            "broker": None,
+            "broker": self.broker,
             "database": self.database,
-            "traces": None,
+            "traces": self.traces,
             "org_id": self.demo.org_id,
             "agent_id": self.demo.agent_id,
             "token": None,
@@ -127,16 +133,20 @@ def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, st
     try:
         gateway = envoy.Address.parse(listen)
         binary = envoy.find_envoy(os.environ.get("IBEX_ENVOY"))
-        engine, filter_, filter_admin, envoy_admin = (envoy.Address("127.0.0.1", envoy.free_port()) for _ in range(4))
+        engine, filter_, filter_admin, observer, envoy_admin = (_free_address() for _ in range(5))
         endpoint = otlp or load(ProcessSettings).otlp_endpoint
         environment = {"IBEX_DATA": str(stack.state_dir)} | ({"IBEX_OTLP_ENDPOINT": endpoint} if endpoint else {})
+        _start_broker(stack, stopping)
+        _start_traces(stack, stopping)
         _start_engine(stack, engine, environment, stopping)
         _start_filter(stack, filter_, filter_admin, engine, environment, stopping)
+        _start_observer(stack, observer, environment, stopping)
         upstream = _start_provider(stack, provider, stopping)
         plan = envoy.Plan(
             listen=gateway,
             admin=envoy_admin,
             filters=[filter_],
+            observers=[observer],
             provider=envoy.Provider.parse(upstream),
             any_model=provider is not None,
             org_id=stack.demo.org_id,
@@ -144,12 +154,53 @@ def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, st
             collector=_collector(endpoint),
         )
         _start_envoy(stack, binary, plan, stopping)
-    except (envoy.EnvoyError, OSError, ValueError) as error:
+    except (envoy.EnvoyError, valkey.ValkeyError, OSError, ValueError) as error:
         raise StackError(str(error)) from None
 
 
+def _free_address() -> envoy.Address:
+    return envoy.Address("127.0.0.1", envoy.free_port())
+
+
+def _start_broker(stack: Stack, stopping: threading.Event) -> None:
+    started = valkey.start(stack.state_dir)
+    stack.children.append(started.child)
+    stack.broker = started.url
+    _wait(started.child, started.is_ready, stopping)
+
+
+def _start_traces(stack: Stack, stopping: threading.Event) -> None:
+    """Behind a password: whoever reaches it could read files of ours."""
+    address, password = _free_address(), secrets.token_urlsafe(24)
+    password_file = _private_file(stack.state_dir / "clickhouse.password", password)
+    command = ["--listen", str(address), "--data", str(stack.state_dir / "clickhouse")]
+    command += ["--password-file", str(password_file)]
+    child = _start_child(stack, "clickhouse", ["-m", "extproc.stack.clickhouse", *command], {})
+    stack.traces = f"http://default:{password}@{address}"
+    _private_file(stack.state_dir / URL_FILE, stack.traces)
+    _wait(child, lambda: _get(f"http://{address}/ping") is not None, stopping)
+
+
+def _private_file(file: Path, text: str) -> Path:
+    file.touch(mode=0o600)
+    file.write_text(f"{text}\n", encoding="utf-8")
+    return file
+
+
+def _start_observer(
+    stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event
+) -> None:
+    admin = _free_address()
+    places = {"IBEX_STATE_DIR": str(stack.state_dir), "IBEX_BROKER_URL": stack.broker}
+    own = {**places, "IBEX_CLICKHOUSE_URL": stack.traces, **environment}
+    command = ["observer", "--listen", str(address), "--admin", str(admin)]
+    child = _start_child(stack, "observer", ["-m", "extproc", *command], own)
+    stack.observer_admin = f"http://{admin}"
+    _wait(child, lambda: _get(f"http://{admin}/ready") is not None, stopping)
+
+
 def _start_engine(stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event) -> None:
-    admin = envoy.Address("127.0.0.1", envoy.free_port())
+    admin = _free_address()
     own = {"IBEX_NONCE_KEY": stack.demo.nonce_key, **environment}
     command = ["engine", "--listen", str(address), "--admin", str(admin)]
     child = _start_child(stack, "engine", ["-m", "extproc", *command], own)
@@ -178,7 +229,7 @@ def _start_filter(
 def _start_provider(stack: Stack, url: str | None, stopping: threading.Event) -> str:
     """The URL that Envoy sends requests to: a given one, or that of a stand-in that is started here."""
     if url is None:
-        address = envoy.Address("127.0.0.1", envoy.free_port())
+        address = _free_address()
         child = _start_child(stack, "provider", ["-m", "extproc.stack.provider", "--listen", str(address)], {})
         url = f"http://{address}"
         received = f"{url}/received"
@@ -238,6 +289,9 @@ def _collector(endpoint: str) -> envoy.Address | None:
 _CONSEQUENCES = {
     "engine": "requests go on without memory",
     "filter": "requests go on without memory",
+    "observer": "requests go on, and nothing is written down of them",
+    "valkey": "turns wait in the outbox",
+    "clickhouse": "traces wait in the outbox",
     "provider": "requests are answered 503",
     "envoy": "nothing is answered any more",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -54,7 +54,9 @@ async def _state(check: Check) -> str:
 class AdminListener:
     """`/health`, `/ready` and `/metrics` on the process's own event loop. An empty address turns it off."""
 
-    def __init__(self, process: str, listen: str, readiness: Readiness) -> None:
+    def __init__(self, process: str, listen: str, readiness: Readiness, routes: Sequence[Route] = ()) -> None:
+        """`routes`: what this process has beside the usual three."""
+        self._routes = routes
         self._process = process
         self._listen = listen
         self._readiness = readiness
@@ -71,6 +73,7 @@ class AdminListener:
         host, port = listener.getsockname()[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         routes = [Route("/health", self._health), Route("/ready", self._ready), Route("/metrics", self._metrics)]
+        routes += self._routes
         config = uvicorn.Config(
             Starlette(routes=routes), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
         )

@@ -7,6 +7,7 @@ import pytest
 from extproc.settings import (
     EngineSettings,
     FilterSettings,
+    ObserverSettings,
     SettingsError,
     StoreSettings,
     load,
@@ -46,7 +47,7 @@ def test_a_misspelt_variable_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown_variables(FilterSettings, EngineSettings, StoreSettings) == ["IBEX_BUGDET_MS"]
 
 
-@pytest.mark.parametrize("kind", [FilterSettings, EngineSettings, StoreSettings])
+@pytest.mark.parametrize("kind", [FilterSettings, ObserverSettings, EngineSettings, StoreSettings])
 def test_every_setting_explains_itself(kind: type[FilterSettings]) -> None:
     assert [name for name, field in kind.model_fields.items() if not field.description] == []
 

@@ -17,7 +17,7 @@ import pytest
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address
-from tests.integration.conftest import Gateway, StandIn, answers, running, started
+from tests.integration.conftest import Change, Gateway, StandIn, answers, patient, running, started
 from tests.integration.otlp import Receiver, receive_spans
 from tests.integration.whole.engine_side import StubEngine, serve_engine
 
@@ -104,7 +104,7 @@ class Drill:
 
 
 @contextmanager
-def drill(binary: Path, provider: StandIn, directory: Path) -> Iterator[Drill]:
+def drill(binary: Path, provider: StandIn, directory: Path, change: Change | None = None) -> Iterator[Drill]:
     engine = StubEngine()
     filter_address, admin = Address("127.0.0.1", envoy.free_port()), Address("127.0.0.1", envoy.free_port())
     with serve_engine(engine) as engine_address:
@@ -115,7 +115,7 @@ def drill(binary: Path, provider: StandIn, directory: Path) -> Iterator[Drill]:
             running(
                 [*environment, sys.executable, "-m", "extproc", *command], answers(f"http://{admin}/ready")
             ) as process,
-            started(binary, "dropin.yaml", directory, [filter_address], provider.address) as gateway,
+            started(binary, "dropin.yaml", directory, [filter_address], provider.address, change) as gateway,
         ):
             yield Drill(gateway, engine, process, provider, f"http://{admin}")
 
@@ -131,7 +131,7 @@ def fresh_drill(envoy_binary: Path, provider: StandIn, tmp_path: Path) -> Iterat
 def shared_drill(
     envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Drill]:
-    with drill(envoy_binary, provider_process, tmp_path_factory.mktemp("drill")) as running_drill:
+    with drill(envoy_binary, provider_process, tmp_path_factory.mktemp("drill"), patient) as running_drill:
         yield running_drill
 
 

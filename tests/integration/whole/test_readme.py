@@ -31,7 +31,8 @@ def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
     found = commands()
     assert len(found) >= 12
     port = envoy.free_port()
-    environment = {**os.environ, "IBEX_DATA": str(tmp_path / "state"), "IBEX_OTLP_ENDPOINT": ""}
+    state = str(tmp_path / "state")
+    environment = {**os.environ, "IBEX_DATA": state, "IBEX_STATE_DIR": state, "IBEX_OTLP_ENDPOINT": ""}
     started: list[subprocess.Popen[bytes]] = []
 
     def run(command: str) -> str:
@@ -71,7 +72,7 @@ def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
                     url = f"http://{provider.address}" if arguments else ""
                     given = f"--listen 127.0.0.1:{port}" + (f" --provider {url}" if url else "")
                     start(f"make run ARGS='{given}'", f"http://127.0.0.1:{port}/v1/models")
-                case [_, "engine" | "filter", *_]:
+                case [_, "engine" | "filter" | "observer", *_]:
                     admin = f"127.0.0.1:{envoy.free_port()}"
                     own = f"{here.replace('/var/lib/ibex', str(tmp_path / 'lib'))} --admin {admin}"
                     listen = f"127.0.0.1:{envoy.free_port()}"

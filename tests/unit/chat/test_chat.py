@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from extproc.chat import recognise
+from extproc.chat import is_event_stream, recognise
 
 JSON = "application/json"
 
@@ -94,3 +94,24 @@ def test_json_is_read(content_type: str) -> None:
 )
 def test_other_content_types_are_not(content_type: str) -> None:
     assert name_of("/v1/messages", content_type=content_type) is None
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/event-stream",
+        "Text/Event-Stream",
+        "text/event-stream; charset=utf-8",
+        " text/event-stream ;x",
+        "text/event-stream;",
+    ],
+)
+def test_an_event_stream_is_known_by_its_type(content_type: str) -> None:
+    assert is_event_stream(content_type)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "application/json", "text/event-streams", "text/plain", "x text/event-stream"]
+)
+def test_nothing_else_is_an_event_stream(content_type: str) -> None:
+    assert not is_event_stream(content_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -104,3 +105,67 @@ def test_metadata_is_text_at_a_path_or_nothing_or_malformed(path: tuple[str, ...
     assert wire.metadata_text(request, "ns", path) == found
     assert wire.metadata_text(request, "other", path) is None
     assert request.SerializeToString(deterministic=True) == before, "reading adds nothing"
+
+
+def metadata_message(namespace: str, **values: Any) -> ext_proc.ProcessingRequest:
+    struct = struct_pb2.Struct()
+    struct.update(values)
+    request = ext_proc.ProcessingRequest()
+    request.metadata_context.filter_metadata[namespace].CopyFrom(struct)
+    return request
+
+
+def test_what_the_context_filter_wrote_is_text_numbers_and_truth_values() -> None:
+    request = metadata_message(
+        "ibex.context", outcome="injected", memories=2, fallback=False, empty="", null=None, list=[1], struct={"a": 1}
+    )
+    assert wire.context_metadata(request) == {"outcome": "injected", "memories": 2.0, "fallback": False, "empty": ""}
+
+
+@pytest.mark.parametrize("number", [float("inf"), -1.5, 1e308, 0.0])
+def test_any_number_is_read_as_it_is(number: float) -> None:
+    assert wire.context_metadata(metadata_message("ibex.context", memories=number)) == {"memories": number}
+
+
+def test_no_number_at_all_is_read_as_it_is() -> None:
+    read = wire.context_metadata(metadata_message("ibex.context", memories=float("nan")))["memories"]
+    assert isinstance(read, float)
+    assert math.isnan(read)
+
+
+def test_what_was_set_as_context_metadata_is_read_back() -> None:
+    metadata: wire.Metadata = {"outcome": "injected", "memories": 2, "assemble_ms": 1.5, "fallback": True, "text": ""}
+    reply = ext_proc.ProcessingResponse.FromString(wire.unchanged("request_body", metadata))
+    request = ext_proc.ProcessingRequest()
+    context = reply.dynamic_metadata.fields["ibex.context"].struct_value
+    request.metadata_context.filter_metadata["ibex.context"].CopyFrom(context)
+    assert wire.context_metadata(request) == metadata
+
+
+def test_metadata_of_other_namespaces_is_not_the_context_filters_and_reading_adds_nothing() -> None:
+    request = metadata_message("ibex.identity", outcome="injected")
+    before = request.SerializeToString(deterministic=True)
+    assert wire.context_metadata(request) == {}
+    assert wire.context_metadata(ext_proc.ProcessingRequest()) == {}
+    assert request.SerializeToString(deterministic=True) == before
+
+
+def test_attributes_are_text_of_whichever_filter() -> None:
+    request = ext_proc.ProcessingRequest()
+    request.attributes["envoy.filters.http.ext_proc"].update({"xds.cluster_name": "openai", "response.code": 200})
+    request.attributes["observer"].update({"response.code_details": "via_upstream", "null": None, "empty": ""})
+    assert wire.attributes(request) == {
+        "xds.cluster_name": "openai",
+        "response.code_details": "via_upstream",
+        "empty": "",
+    }
+    assert wire.attributes(ext_proc.ProcessingRequest()) == {}
+
+
+def test_attributes_of_the_other_implementation_are_read(other: Any) -> None:
+    from envoy_data_plane.google.protobuf import Struct, Value
+
+    message = other.ProcessingRequest(
+        attributes={"envoy.filters.http.ext_proc": Struct(fields={"xds.cluster_name": Value(string_value="openai")})}
+    )
+    assert wire.attributes(ext_proc.ProcessingRequest.FromString(bytes(message))) == {"xds.cluster_name": "openai"}

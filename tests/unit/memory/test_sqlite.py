@@ -15,10 +15,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from extproc.memory import sqlite
+from extproc.memory.database import migrate
 from extproc.memory.migrations import config
 from extproc.memory.model import Category, Memory, Namespace, Status
 from extproc.memory.schema import HEAD, metadata
-from extproc.memory.sqlite import SqliteMemoryStore, migrate
+from extproc.memory.sqlite import SqliteMemoryStore
 from extproc.memory.store import Added, StoreError, Version, open_store, store_url
 from extproc.settings import StoreSettings, load
 

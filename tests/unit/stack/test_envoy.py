@@ -8,6 +8,7 @@ import signal
 import ssl
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,12 +116,26 @@ class TestRender:
         envoy.render(config, plan(filters=[LISTEN], provider=Provider(LISTEN), org_id="o", agent_id="a"))
         assert config == before
 
-    def test_changes_nothing_but_addresses_and_tracing(self, config: envoy.Node) -> None:
+    def test_without_an_observer_nothing_is_left_of_it(self, config: envoy.Node) -> None:
+        assert "observer" in str(config)
+        assert "ibex.observer" not in str(envoy.render(config, plan()))
+        assert "extproc_observer" not in str(envoy.render(config, plan()))
+
+    def test_the_observers_endpoints_are_those_of_the_plan(self, config: envoy.Node) -> None:
+        observers = [Address("127.0.0.1", 7001), Address("127.0.0.1", 7002)]
+        rendered = envoy.render(config, replace(plan(), observers=observers))
+        cluster = next(one for one in rendered["static_resources"]["clusters"] if one["name"] == "extproc_observer")
+        endpoints = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        ports = [each["endpoint"]["address"]["socket_address"]["port_value"] for each in endpoints]
+        assert ports == [7001, 7002]
+
+    def test_changes_nothing_but_addresses_observer_and_tracing(self, config: envoy.Node) -> None:
         rendered = envoy.render(config, plan())
         envoy.set_admin(rendered, Address("127.0.0.1", 9901))
         envoy.set_listener(rendered, Address("127.0.0.1", 8080))
         assert rendered["static_resources"]["listeners"][0].pop("enable_reuse_port") is False
         envoy.drop_tracing(config)
+        envoy.drop_observer(config)
         assert rendered == config
 
     def test_addresses(self, config: envoy.Node) -> None:

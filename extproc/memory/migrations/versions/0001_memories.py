@@ -8,6 +8,9 @@ down_revision = None
 
 
 def upgrade() -> None:
+    # PostgreSQL gets its memories, with partitions and vectors, in a migration of their own.
+    if op.get_context().dialect.name != "sqlite":
+        return
     op.create_table(
         "memories",
         sa.Column("id", sa.String(36), primary_key=True),

@@ -1,0 +1,434 @@
+"""The database behind everything that is kept: SQLite on one machine, PostgreSQL for many. Every function blocks.
+
+Engines, URLs, migrations and transactions; which rows there are is not known here. On PostgreSQL a transaction sees the
+rows of one organisation at a time (`act_for`), by the database's own row-level security (docs/decisions/0011).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    SQLAlchemyError,
+    StatementError,
+)
+
+from extproc.memory.schema import HEAD, POSTGRESQL_SCHEMA
+from extproc.memory.store import StoreError, StoreRefused, store_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import URL, Connection, Engine, Table
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    from extproc.settings import StoreSettings
+
+__all__ = [
+    "Database",
+    "act_for",
+    "act_for_sweep",
+    "checkpoint_log",
+    "file_identity",
+    "insert_into",
+    "migrate",
+    "open_engine",
+    "reason",
+    "shown_url",
+]
+
+BUSY_TIMEOUT_MS = 5_000
+"""How long a writer of SQLite waits for another: an import commits every few hundred rows, far more often than this."""
+STATEMENT_LIMIT_S = 5.0
+"""Of one statement on PostgreSQL: one that takes longer waits for something that is not well."""
+_LOCK_SHARE = 0.4
+"""Of that limit, for waiting for another transaction's lock."""
+_CONNECT_LIMIT_S = 3
+_CONNECTIONS = 2
+"""Kept open by one `Database`: the delivery writes through one at a time, the sweeper and the API rarely."""
+_MOST_ATTEMPTS = 4
+_MIGRATE_LIMIT_S = 30
+_MIGRATION_LOCK = 0x1BE8_0001
+"""Advisory lock of PostgreSQL; any number that nobody else in the database uses."""
+
+_URL_HELP = (
+    "use sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with reserved characters of the password "
+    "percent-encoded"
+)
+
+T = TypeVar("T")
+
+
+class Database:
+    """Sessions and checkpoints live here. Safe to use from several threads.
+
+    Nothing is opened before the first transaction, so a server that is away when this process starts is an error of
+    that transaction only. Missing tables are made then.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Raises StoreError when no server could ever be found by this URL."""
+        self._url = url
+        self._file = _file(_parsed(url))
+        self._identity: tuple[int, int] | None = None
+        self._engine: Engine | None = None
+        self._opening = threading.Lock()
+
+    def run(self, work: Callable[[Connection], T], limit_s: float = STATEMENT_LIMIT_S) -> T:
+        """`work` in one transaction, which is committed when it returns.
+
+        It must begin with `act_for` or `act_for_sweep`, and is called again from its beginning when another writer was
+        in its way or the connection had died meanwhile. Raises StoreRefused when what it writes can never be stored,
+        else StoreError.
+        """
+        for attempt in range(1, _MOST_ATTEMPTS + 1):
+            engine = self._opened()
+            try:
+                options = {"writes": True, "limit_s": limit_s}
+                with engine.connect().execution_options(**options) as connection, connection.begin():
+                    return work(connection)
+            except SQLAlchemyError as error:
+                if attempt < _MOST_ATTEMPTS and _is_worth_another_attempt(error):
+                    time.sleep(random.uniform(0, 0.01 * attempt))  # noqa: S311 - so that two do not meet again
+                    continue
+                if _sql_state(error) == _READ_ONLY:
+                    engine.dispose()  # the server became a replica: the name may lead to another one now
+                raise _store_error(error) from None
+            except (UnicodeError, OverflowError) as error:  # from the driver, before it sent anything
+                raise StoreRefused(f"the database cannot hold a value: {type(error).__name__}") from None
+        raise AssertionError("the last attempt returns or raises")
+
+    def forget_log(self) -> None:
+        """After rows with content were removed from SQLite: its log holds them until it is written back.
+
+        A reader that is busy just now delays that until the next time. Raises StoreError.
+        """
+        if self._file is None:
+            return
+        try:
+            with self._opened().connect() as connection:
+                checkpoint_log(connection)
+        except SQLAlchemyError as error:
+            raise _store_error(error) from None
+
+    def close(self) -> None:
+        """A later transaction opens it again."""
+        with self._opening:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.dispose()
+
+    def _opened(self) -> Engine:
+        engine = self._engine
+        if engine is not None and (self._file is None or file_identity(self._file) == self._identity):
+            return engine
+        with self._opening:
+            if self._engine is not None:
+                self._engine.dispose()  # a file that was removed or replaced: nobody will read what is written to it
+                self._engine = None
+            migrate(self._url)
+            engine = open_engine(self._url, pool_size=_CONNECTIONS, max_overflow=_CONNECTIONS, pool_timeout=3.0)
+            self._identity = None if self._file is None else file_identity(self._file)
+            self._engine = engine
+            return engine
+
+
+def act_for(connection: Connection, org_id: str) -> None:
+    """From here on the transaction sees and writes this organisation's rows only. Ends with the transaction.
+
+    SQLite has nothing of the kind: each statement names the organisation in any case.
+    """
+    _set(connection, org_id, "")
+
+
+def act_for_sweep(connection: Connection) -> None:
+    """From here on the transaction sees every organisation's sessions, and writes nothing that has an organisation."""
+    _set(connection, "", "on")
+
+
+_SET = text(
+    "SELECT set_config('app.current_org_id', :org_id, true), set_config('app.sweep', :sweep, true),"
+    " set_config('statement_timeout', :statement_ms, true), set_config('lock_timeout', :lock_ms, true)"
+)
+"""Of the transaction only: behind a pooler the next one on this connection may be somebody else's."""
+
+
+def _set(connection: Connection, org_id: str, sweep: str) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    limit_ms = connection.get_execution_options().get("limit_s", STATEMENT_LIMIT_S) * 1000
+    values = {"statement_ms": str(int(limit_ms)), "lock_ms": str(int(limit_ms * _LOCK_SHARE))}
+    connection.execute(_SET, {"org_id": org_id, "sweep": sweep, **values})
+
+
+def insert_into(dialect: str, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that can say what happens when the row is there already."""
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(table)
+
+
+def open_engine(url: str, **options: Any) -> Engine:
+    """For SQLite the file is made. `options` are those of SQLAlchemy's engine. Raises StoreError."""
+    parsed = _parsed(url)
+    return _sqlite_engine(parsed, **options) if _is_sqlite(parsed) else _postgresql_engine(parsed, **options)
+
+
+def migrate(url: str) -> None:
+    """Make the database's tables, or bring them up to date. Several processes may do so at once. Raises StoreError."""
+    from sqlalchemy.pool import NullPool
+
+    parsed = _parsed(url)
+    engine = open_engine(url, poolclass=NullPool)
+    try:
+        if _is_sqlite(parsed):
+            _use_write_ahead_log(engine)
+            _upgrade(engine, _sqlite_revision, _no_preparation)
+        else:
+            _upgrade(engine, _postgresql_revision, _prepare_postgresql)
+    except SQLAlchemyError as error:
+        raise StoreError(f"the database cannot be opened or brought up to date: {reason(error)}") from None
+    finally:
+        engine.dispose()
+
+
+def shown_url(settings: StoreSettings) -> str:
+    """Where the data is, for people: without passwords."""
+    try:
+        parsed = _parsed(store_url(settings))
+    except StoreError:
+        return "the database of IBEX_DATABASE_URL"
+    secrets = {name: "***" for name in parsed.query if "password" in name.lower()}
+    shown = parsed.update_query_dict(secrets) if secrets else parsed
+    return shown.set(drivername=shown.get_backend_name()).render_as_string(hide_password=True)
+
+
+def reason(error: SQLAlchemyError) -> str:
+    """The driver's words as far as they hold no values: SQLAlchemy's own hold the statement, and so content."""
+    original = getattr(error, "orig", None)
+    if isinstance(original, sqlite3.Error):
+        return str(original)
+    if original is None or not isinstance(error, DBAPIError) or isinstance(error, (DataError, IntegrityError)):
+        return type(original or error).__name__
+    # The first line only: DETAIL and CONTEXT quote rows.
+    return (str(original).strip() or type(original).__name__).splitlines()[0]
+
+
+def checkpoint_log(connection: Connection) -> None:
+    """Write SQLite's log back into the file and empty it, as far as readers allow. Outside a transaction's writes."""
+    connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+
+
+def file_identity(file: Path) -> tuple[int, int] | None:
+    """Which file a path names now; None: none, or it cannot be seen."""
+    try:
+        found = os.stat(file)  # noqa: PTH116
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # their words may hold a part of the password
+        raise StoreError(f"IBEX_DATABASE_URL cannot be read; {_URL_HELP}") from None
+    if _is_sqlite(parsed):
+        if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
+            raise StoreError("IBEX_DATABASE_URL names no file; use sqlite:///PATH")
+        return parsed
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise StoreError(f"IBEX_DATABASE_URL names a database that is not supported; {_URL_HELP}")
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _is_sqlite(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def _file(url: URL) -> Path | None:
+    return Path(url.database).absolute() if _is_sqlite(url) and url.database else None
+
+
+def _postgresql_engine(url: URL, **options: Any) -> Engine:
+    arguments: dict[str, object] = {
+        "connect_timeout": _CONNECT_LIMIT_S,
+        "application_name": "ibex-extproc",
+        # A server that vanished without a word is noticed in seconds, not after the system's two hours.
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+    }
+    try:
+        return create_engine(
+            url,
+            connect_args={
+                **{name: value for name, value in arguments.items() if name not in url.query},
+                "prepare_threshold": None,  # prepared statements do not survive a pooler
+            },
+            execution_options={"schema_translate_map": {None: POSTGRESQL_SCHEMA}},
+            use_native_hstore=False,  # one question less for each connection
+            hide_parameters=True,
+            **options,
+        )
+    except ModuleNotFoundError:
+        raise StoreError("PostgreSQL needs the package psycopg; install ibex-extproc[observer]") from None
+    except (ArgumentError, SQLAlchemyError, TypeError) as error:
+        raise StoreError(f"IBEX_DATABASE_URL cannot be used: {type(error).__name__}; {_URL_HELP}") from None
+
+
+def _sqlite_engine(url: URL, **options: Any) -> Engine:
+    try:
+        engine = create_engine(url, connect_args={"check_same_thread": False}, hide_parameters=True, **options)
+    except (ArgumentError, SQLAlchemyError) as error:
+        raise StoreError(f"IBEX_DATABASE_URL cannot be used: {error}") from error
+    try:
+        file = Path(str(url.database)).absolute()
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Only a new file: closing a second descriptor of one in use would drop SQLite's locks.
+        with suppress(FileExistsError):
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise StoreError(f"the directory of the memory store cannot be made: {error}") from error
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _on_connect(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin in `_on_begin`, not by the driver's guess
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT_MS}",
+        "foreign_keys = ON",
+        "synchronous = NORMAL",  # with a write-ahead log: a power cut may lose the last commits, never the file
+        "secure_delete = ON",  # what is forgotten is overwritten
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: Connection) -> None:
+    # A writer takes its lock at once: one that began by reading would fail, not wait, when another came first.
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _use_write_ahead_log(engine: Engine) -> None:
+    """The file remembers it. Two processes that switch at once do not wait for each other, so try again."""
+    deadline = time.monotonic() + _MIGRATE_LIMIT_S
+    while True:
+        try:
+            with engine.connect() as connection:
+                connection.connection.driver_connection.execute("PRAGMA journal_mode = WAL")  # type: ignore[union-attr]
+                return
+        except sqlite3.Error as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise StoreError(f"the database cannot be opened: {error}") from error
+            time.sleep(0.02)
+
+
+def _upgrade(
+    engine: Engine, revision: Callable[[Connection], str | None], prepare: Callable[[Connection], None]
+) -> None:
+    with _migrating(engine) as connection:
+        # Asked before anything is locked: at most starts there is nothing to do, and a role without the right to do it.
+        if revision(connection) == HEAD:
+            return
+        prepare(connection)
+        if revision(connection) == HEAD:
+            return
+        from alembic.util import CommandError
+
+        from extproc.memory.migrations import upgrade
+
+        try:
+            upgrade(connection)
+        except CommandError:
+            raise StoreError("the database's tables are of a newer release; update this program") from None
+
+
+@contextmanager
+def _migrating(engine: Engine) -> Iterator[Connection]:
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        yield connection
+
+
+def _no_preparation(_connection: Connection) -> None:
+    """SQLite's writers exclude each other from the beginning of a transaction."""
+
+
+def _prepare_postgresql(connection: Connection) -> None:
+    connection.execute(text("SELECT set_config('lock_timeout', :limit, true)"), {"limit": f"{_MIGRATE_LIMIT_S}s"})
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+    # `IF NOT EXISTS` would ask for the right to make schemas even where somebody else made this one.
+    if connection.execute(text("SELECT to_regnamespace(:name)"), {"name": POSTGRESQL_SCHEMA}).scalar() is None:
+        connection.execute(text(f"CREATE SCHEMA {POSTGRESQL_SCHEMA}"))
+
+
+def _sqlite_revision(connection: Connection) -> str | None:
+    known = connection.execute(text("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'")).scalar()
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if known else None
+
+
+def _postgresql_revision(connection: Connection) -> str | None:
+    table = f"{POSTGRESQL_SCHEMA}.alembic_version"
+    known = connection.execute(text("SELECT to_regclass(:table)"), {"table": table}).scalar()
+    return connection.execute(text(f"SELECT version_num FROM {table}")).scalar() if known else None  # noqa: S608 - a constant
+
+
+# SQLSTATE codes, PostgreSQL documentation, appendix A.
+_READ_ONLY = "25006"
+_NO_TABLE = "42P01"
+_NO_RIGHT = "42501"
+_IN_THE_WAY = {"40001", "40P01", "23505"}
+"""Serialisation failure, deadlock, and a unique value that somebody else wrote between our question and our answer."""
+_PROGRAM_LIMIT = "54"
+
+
+def _sql_state(error: SQLAlchemyError) -> str:
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
+
+
+def _is_worth_another_attempt(error: SQLAlchemyError) -> bool:
+    return _sql_state(error) in _IN_THE_WAY or (isinstance(error, DBAPIError) and error.connection_invalidated)
+
+
+def _store_error(error: SQLAlchemyError) -> StoreError:
+    if _is_refusal(error):
+        return StoreRefused(f"the database refuses what is to be stored: {reason(error)}")
+    if _sql_state(error) == _NO_TABLE or "no such table" in reason(error):
+        return StoreError(f"the database lacks a table; run `extproc migrate`: {reason(error)}")
+    return StoreError(f"the database cannot be used now: {reason(error)}")
+
+
+def _is_refusal(error: SQLAlchemyError) -> bool:
+    """Whether trying again is no use. What an operator can set right (rights, tables, space) is no refusal."""
+    if isinstance(error, (DataError, IntegrityError)):
+        return True
+    if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
+        return True  # a value that could not even be sent
+    state = _sql_state(error)
+    return state.startswith(_PROGRAM_LIMIT) or (state == _NO_RIGHT and _broke_row_security(error))
+
+
+def _broke_row_security(error: SQLAlchemyError) -> bool:
+    """A row of another organisation, and not a role without rights: both have one code, and words in any language."""
+    diagnostics = getattr(getattr(error, "orig", None), "diag", None)
+    return getattr(diagnostics, "source_function", "") == "ExecWithCheckOptions"

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from extproc.memory.database import Database, migrate, open_engine, shown_url
+from extproc.memory.schema import sessions
+from extproc.memory.sqlite import SqliteMemoryStore
+from extproc.memory.store import StoreError
+from extproc.settings import StoreSettings, load
+
+SECRET = "open-sesame"
+
+
+def shown(url: str) -> str:
+    return shown_url(load(StoreSettings, database_url=url))
+
+
+class TestUrls:
+    @pytest.mark.parametrize(
+        ("url", "as_shown"),
+        [
+            (f"postgresql://ada:{SECRET}@db:5432/ibex", "postgresql://ada:***@db:5432/ibex"),
+            (f"postgres://ada:{SECRET}@db/ibex", "postgresql://ada:***@db/ibex"),
+            (
+                f"postgresql+psycopg://ada:{SECRET}@db/ibex?sslmode=require",
+                "postgresql://ada:***@db/ibex?sslmode=require",
+            ),
+            ("sqlite:////var/lib/ibex/memories.db", "sqlite:////var/lib/ibex/memories.db"),
+        ],
+    )
+    def test_they_are_shown_without_the_password(self, url: str, as_shown: str) -> None:
+        assert shown(url) == as_shown
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"postgresql://db/ibex?password={SECRET}",
+            f"postgresql://db/ibex?sslpassword={SECRET}",
+            f"postgresql://ada:{SECRET}/x@db/ibex",  # a slash that is not quoted: the rest looks like a port
+            f"{SECRET}",
+            f"mysql://ada:{SECRET}@db/ibex",
+        ],
+    )
+    def test_no_form_shows_a_secret(self, url: str) -> None:
+        assert SECRET not in shown(url)
+
+    @pytest.mark.parametrize("url", [f"postgresql://db:{SECRET}/x", SECRET, f"mysql://ada:{SECRET}@db/ibex"])
+    def test_no_error_shows_a_secret(self, url: str) -> None:
+        with pytest.raises(StoreError) as caught:
+            Database(url)
+        assert SECRET not in str(caught.value)
+
+    def test_without_a_url_it_is_the_file_in_the_data_directory(self, tmp_path: Path) -> None:
+        assert shown_url(load(StoreSettings, data=tmp_path, database_url="")) == f"sqlite:///{tmp_path}/memories.db"
+
+    @pytest.mark.parametrize("url", ["nonsense", "mysql://db/x", "postgresql://db:port/x", "sqlite://"])
+    def test_one_that_nobody_could_use_is_refused_at_once_and_says_what_can(self, url: str) -> None:
+        with pytest.raises(StoreError, match="use sqlite:///PATH"):
+            Database(url)
+
+    @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"])
+    def test_any_name_of_postgresql_means_the_driver_that_is_installed(self, scheme: str) -> None:
+        engine = open_engine(f"{scheme}://ada@db/ibex")
+        assert engine.dialect.driver == "psycopg"
+        engine.dispose()
+
+
+class TestTransactions:
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/memories.db"
+
+    def test_nothing_is_opened_before_the_first(self, url: str, tmp_path: Path) -> None:
+        database = Database(url)
+        assert list(tmp_path.iterdir()) == []
+        assert database.run(lambda connection: connection.execute(sessions.select()).all()) == []
+        database.close()
+
+    def test_it_can_be_used_after_it_was_closed(self, url: str) -> None:
+        database = Database(url)
+        for _ in range(2):
+            assert database.run(lambda connection: connection.execute(text("SELECT 1")).scalar_one()) == 1
+            database.close()
+
+    def test_what_fails_leaves_nothing(self, url: str) -> None:
+        database = Database(url)
+
+        def half(connection: Any) -> None:
+            connection.execute(text("INSERT INTO sweeps VALUES ('x', '2026-01-01 00:00:00.000000')"))
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            database.run(half)
+        assert database.run(lambda connection: connection.execute(text("SELECT count(*) FROM sweeps")).scalar()) == 0
+        database.close()
+
+    def test_the_memory_store_may_use_the_same_file(self, url: str) -> None:
+        store, database = SqliteMemoryStore.open(url), Database(url)
+        database.run(lambda connection: connection.execute(text("DELETE FROM sweeps")))
+        store.check()
+        store.close()
+        database.close()
+
+
+def test_tables_of_a_newer_release_are_an_error(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/memories.db"
+    migrate(url)
+    raw = sqlite3.connect(tmp_path / "memories.db")
+    raw.execute("UPDATE alembic_version SET version_num = '9999'")
+    raw.commit()
+    raw.close()
+    with pytest.raises(StoreError, match="newer release"):
+        migrate(url)
+
+
+def test_a_database_of_the_first_migration_gets_the_second(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/memories.db"
+    migrate(url)
+    raw = sqlite3.connect(tmp_path / "memories.db")
+    for table in ("turns", "checkpoints", "failed_tasks", "sweeps", "sessions"):
+        raw.execute(f"DROP TABLE {table}")
+    raw.execute("UPDATE alembic_version SET version_num = '0001'")
+    raw.commit()
+    raw.close()
+    database = Database(url)
+    assert database.run(lambda connection: connection.execute(sessions.select()).all()) == []
+    database.close()
