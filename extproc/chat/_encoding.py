@@ -21,7 +21,9 @@ _STEP_BYTES: Final = 65536
 _MAX_CODINGS: Final = 3
 """Servers use one. Each more may blow up what the one before it blew up."""
 _MAX_FRAMES: Final = 10_000
-"""Of Zstandard. A server may begin a frame for each event; an empty one costs 16 µs for 9 bytes, all of them 0.2 s."""
+"""Frames of Zstandard, members of gzip. A server may begin one for each event; an empty frame costs 16 µs for 9 bytes,
+all of them 0.2 s.
+"""
 _MAX_WINDOW_LOG: Final = 23
 """8 MiB, the most that Zstandard may need as a content coding (RFC 9659). By itself the library allows 128 MiB."""
 
@@ -67,7 +69,7 @@ class _Zlib(_Pending):
         super().__init__()
         self._wbits = wbits
         self._member: zlib._Decompress | None = None
-        self._is_later = False
+        self._members = 0
         self._is_over = False
 
     def read(self, size: int) -> bytes | None:
@@ -90,13 +92,15 @@ class _Zlib(_Pending):
         if self._is_over:
             self._take()
             return None
-        wbits = self._wbits(self._pending, self._is_later)
+        wbits = self._wbits(self._pending, self._members > 0)
         if wbits is None:
             return None
         if not wbits:
             self._is_over = True
             return None
-        self._is_later = True
+        self._members += 1
+        if self._members > _MAX_FRAMES:
+            raise _Broken
         self._member = zlib.decompressobj(wbits)
         return self._member
 

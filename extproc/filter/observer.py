@@ -44,6 +44,7 @@ _ROOM_BYTES = 256 * 1024 * 1024
 _SLICE_S = 0.005
 """How long one stream may hold the loop while it works off a large message."""
 _TICK_S = 0.25
+_CANCELLATION_S = 0.01
 _LAG_LIMIT_S = 0.5
 """A loop that ticks this much too late reads later than streams may wait for it."""
 
@@ -136,6 +137,10 @@ class StreamObserver:
                     await _work_off(stream.observation)
                 if stream.observation.is_over:
                     break
+            else:
+                # Envoy ends a stream in the middle when the request does. When we are stopped, or Envoy is, `read` says
+                # the same, and the cancellation arrives a moment later.
+                await asyncio.sleep(_CANCELLATION_S)
         except asyncio.CancelledError:
             stream.observation.lose_sight()
             raise

@@ -583,6 +583,13 @@ def test_of_a_long_question_the_beginning_and_the_end_are_kept() -> None:
     assert kept.endswith(" last?")
 
 
+def test_a_question_that_was_cut_is_marked_and_leaves_the_answers_hash() -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 200}]}).encode()
+    found = turn(body=[body], limits=SMALL)
+    assert found.text_was_cut
+    assert found.completion_hash is not None
+
+
 def test_a_question_that_escapes_make_long_is_kept_whole() -> None:
     body = json.dumps({"messages": [{"role": "user", "content": "é" * 30}]}).encode()
     found = observe(body=[body], limits=SMALL)
@@ -661,6 +668,21 @@ def test_a_large_message_is_worked_off_in_steps() -> None:
     observed = watched.end(one)
     assert observed is not None
     assert observed.text == TurnText(QUESTION, "It is new.")
+
+
+def test_what_comes_while_work_is_left_waits_for_it() -> None:
+    large = b"".join(event(f"{number} ") for number in range(500))
+    watched = Watched(
+        headers={"content-encoding": "gzip"},
+        body=[gzip.compress(BODY)],
+        answer=[large, event("and "), large, event("end", "stop")],
+        is_drained=False,
+    )
+    observed = watched.observed()
+    numbers = "".join(f"{number} " for number in range(500))
+    assert observed is not None
+    assert observed.turn.messages_hash
+    assert observed.text == TurnText(QUESTION, f"{numbers}and {numbers}end")
 
 
 def test_work_that_is_left_is_dropped_at_the_end() -> None:
