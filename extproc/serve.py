@@ -60,6 +60,8 @@ class _Running:
     logs: LineWriter
     closers: list[Callable[[], Awaitable[None]]]
     """Called in order after the last request."""
+    stoppers: list[Callable[[], None]]
+    """Called when no new requests are taken, before running ones may end."""
 
 
 def run_filter(settings: FilterSettings) -> None:
@@ -162,6 +164,7 @@ async def _observer(settings: ObserverSettings) -> None:
             if sink is None:
                 _log.info("not set", variable=variable, consequence=loss)
         observer.add_to_server(running.server)
+        running.stoppers.append(observer.stop)
         running.closers.extend((lag.stop, sweeper.stop, stop_delivery, close_outbox))
         lag.start()
         sweeper.start()
@@ -276,7 +279,7 @@ async def _process(
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     admin = AdminListener(name, settings.admin_listen, readiness, routes)
-    running = _Running(server, logs, [])
+    running = _Running(server, logs, [], [])
     try:
         yield running
         _bind(server, listen)
@@ -289,6 +292,8 @@ async def _process(
         await _signal()
         _log.info("stopping: no new requests, running ones may end", drain_s=settings.drain_s)
         readiness.is_serving = False
+        for stop in running.stoppers:
+            stop()
         await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.stop(settings.drain_s)
     finally:

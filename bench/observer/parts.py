@@ -36,6 +36,8 @@ USER_ID = "bench-user"
 
 _READY_LIMIT_S = 30.0
 _STOP_LIMIT_S = 8.0
+_ENVOY_STARTS = 3
+"""A port that was free may be some connection's before Envoy takes it."""
 _RECORDINGS = 3
 """How often an answer is asked for until its chunks came one by one, at most."""
 
@@ -105,6 +107,16 @@ class Parts:
 
     def start_envoy(self, name: str, filter_: Server, provider: Server, observer: Server | None) -> Server:
         """With the shipped envoy.yaml, but for addresses; `observer` None: as `extproc up` renders it without one."""
+        before = len(self.children)
+        for _ in range(_ENVOY_STARTS - 1):
+            try:
+                return self._start_envoy(name, filter_, provider, observer)
+            except PartsError:
+                while len(self.children) > before:
+                    self.children.pop().stop(_STOP_LIMIT_S)
+        return self._start_envoy(name, filter_, provider, observer)
+
+    def _start_envoy(self, name: str, filter_: Server, provider: Server, observer: Server | None) -> Server:
         plan = envoy.Plan(
             listen=Address("127.0.0.1", envoy.free_port()),
             admin=Address("127.0.0.1", envoy.free_port()),

@@ -44,9 +44,8 @@ _ROOM_BYTES = 256 * 1024 * 1024
 _SLICE_S = 0.005
 """How long one stream may hold the loop while it works off a large message."""
 _TICK_S = 0.25
-_CANCELLATION_S = 0.01
-_LAG_LIMIT_S = 0.5
-"""A loop that ticks this much too late reads later than streams may wait for it."""
+_LAG_LIMIT_S = 1.0
+"""A loop that ticks this much too late reads later than streams may wait for it; the watchdog ends it soon after."""
 
 _log = structlog.get_logger("extproc.observer")
 
@@ -110,11 +109,16 @@ class StreamObserver:
         self._keep = keep
         self._lag = lag
         self._room = Room(_ROOM_BYTES)
+        self._is_stopping = False
         self._wanted_headers = REQUEST_HEADERS | identities.header_names
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         process: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self.process)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Process": process}),))
+
+    def stop(self) -> None:
+        """From now on a stream that breaks off does so because we end, which says nothing about its exchange."""
+        self._is_stopping = True
 
     async def process(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """One stream: one HTTP request and its answer. Returns as soon as there is nothing more to learn."""
@@ -137,13 +141,6 @@ class StreamObserver:
                     await _work_off(stream.observation)
                 if stream.observation.is_over:
                     break
-            else:
-                # Envoy ends a stream in the middle when the request does. When we are stopped, or Envoy is, `read` says
-                # the same, and the cancellation arrives a moment later.
-                await asyncio.sleep(_CANCELLATION_S)
-        except asyncio.CancelledError:
-            stream.observation.lose_sight()
-            raise
         except DecodeError:
             stream.observation.lose_sight()
             _unrecorded["undecodable"].inc()
@@ -153,8 +150,11 @@ class StreamObserver:
             _unrecorded["bug"].inc()
             _log.exception("a bug; what is known of this stream is recorded", request_id=stream.request_id)
         finally:
-            # Also when the RPC was cancelled: the turn belongs to the exchange, not to the stream that showed it.
+            # Also when the RPC was cancelled, as it is when a client leaves: the turn belongs to the exchange, not to
+            # the stream that showed it.
             _OPEN.dec()
+            if self._is_stopping:
+                stream.observation.lose_sight()
             self._finish(stream)
 
     def _finish(self, stream: _Stream) -> None:

@@ -24,7 +24,7 @@ from tests.integration.observe.transcript_provider import Provider, Script
 from tests.integration.processor import Processor
 
 LONGEST_WAIT_S = 2.5
-SLACK_S = 1.5
+SLACK_S = 5.0
 """For a machine that is busy with other tests. Without what is tested here a stream waits as long as the observer."""
 LIMIT_S = 45
 MOST_GROWTH_MB = 256

@@ -23,6 +23,7 @@ def test_an_answer_reads_as_one_complete_text(answer: Answer) -> None:
     completion = reader.finish()
     assert len(completion.text.split()) == answer.chunks - 2
     assert completion.has_ended
+    assert completion.finish_reason in {"stop", "end_turn"}
     assert not completion.was_cut
     assert completion.usage.output_tokens == 200
 

@@ -251,8 +251,8 @@ async def test_an_rpc_that_is_cancelled_leaves_one_turn(observer: Filter, kept: 
     await asyncio.sleep(0.05)  # so that what was sent has been read
     call.cancel()
     [observed] = await kept.wait()
-    # Nobody saw how it ended, so nobody says that the client left.
-    assert observed.turn.end is End.INCOMPLETE
+    # As Envoy does when the client leaves. With its finish reason the answer is whole, whoever closes what.
+    assert observed.turn.end is (End.CLIENT_GONE if shown < 5 else End.COMPLETE)
     await asyncio.sleep(0.05)
     assert len(kept) == 1
 
@@ -382,6 +382,17 @@ async def test_a_cancelled_stream_does_not_work_off_what_is_left(observer: Filte
     packed = gzip.compress(b"data:\n\n" * 2_000_000, 1)
     call = await show(observer, *BEGINNING[:2], response_headers(content_encoding="gzip"), response_chunk(packed))
     await asyncio.sleep(0.1)
+    call.cancel()
+    [observed] = await kept.wait()
+    assert (observed.turn.end, observed.turn.text_was_cut) == (End.CLIENT_GONE, True)
+
+
+async def test_when_we_are_stopped_nobody_says_that_the_client_left(
+    observer: Filter, processor: StreamObserver, kept: Kept
+) -> None:
+    call = await show(observer, *EXCHANGE[:4])
+    await asyncio.sleep(0.05)
+    processor.stop()
     call.cancel()
     [observed] = await kept.wait()
     assert (observed.turn.end, observed.turn.text_was_cut) == (End.INCOMPLETE, True)
