@@ -210,9 +210,13 @@ class _Stream:
 
     def receive(self, raw: bytes) -> None:
         """Raises DecodeError for what is no message."""
-        message = ext_proc.ProcessingRequest.FromString(raw)
         observation = self.observation
-        # By far the most are chunks of an answer, so these come first.
+        # By far the most are chunks of an answer, so these come first, and are not decoded.
+        chunk = wire.answer_chunk(raw)
+        if chunk is not None:
+            observation.see_response_body(chunk, self._elapsed_ms(), end_of_stream=False)
+            return
+        message = ext_proc.ProcessingRequest.FromString(raw)
         if message.HasField("response_body"):
             body = message.response_body
             observation.see_response_body(body.body, self._elapsed_ms(), end_of_stream=body.end_of_stream)

@@ -20,6 +20,7 @@ from extproc import names
 
 __all__ = [
     "Metadata",
+    "answer_chunk",
     "attributes",
     "context_metadata",
     "metadata_text",
@@ -32,6 +33,12 @@ __all__ = [
 
 Metadata = Mapping[str, str | float | bool]
 """What goes into the dynamic metadata `ibex.context`, where Envoy's `receiving_namespaces` names it."""
+
+_RESPONSE_BODY: Final = 5 << 3 | 2
+_BODY: Final = 1 << 3 | 2
+"""Tags of length-delimited fields: ProcessingRequest.response_body, HttpBody.body."""
+_LEAST_CHUNK_MESSAGE: Final = 6
+"""Bytes that the tags and lengths of a chunk's message take at most; what is shorter needs no fast way."""
 
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
@@ -53,6 +60,29 @@ def _empty_reply(kind: str | None) -> ext_proc.ProcessingResponse:
 
 
 _UNCHANGED: Final[dict[str | None, bytes]] = {kind: _empty_reply(kind).SerializeToString() for kind in _KINDS}
+
+
+def answer_chunk(raw: bytes) -> bytes | None:
+    """The chunk of a serialised ProcessingRequest that shows one in the middle of an answer; None: decode the message.
+
+    With each chunk comes all dynamic metadata again, and building those objects costs several times what the chunk
+    does. Serialisers write fields by number: `response_body` (5) with `body` (1) alone in it, then the metadata (8),
+    which is not looked at. A message that is cut, ends the stream, holds 16 KB or more, or looks otherwise gives None.
+    """
+    if len(raw) < _LEAST_CHUNK_MESSAGE or raw[0] != _RESPONSE_BODY:
+        return None
+    size, at = raw[1], 2
+    if size > 0x7F:
+        if raw[2] > 0x7F:
+            return None
+        size, at = (size & 0x7F) | (raw[2] << 7), 3
+    length, start = raw[at + 1], at + 2
+    if length > 0x7F:
+        if raw[start] > 0x7F:
+            return None
+        length, start = (length & 0x7F) | (raw[start] << 7), start + 1
+    end = start + length
+    return raw[start:end] if raw[at] == _BODY and end == at + size <= len(raw) else None
 
 
 def read_headers(headers: ext_proc.HttpHeaders, wanted: AbstractSet[str]) -> dict[str, str]:

@@ -10,6 +10,8 @@ import pytest
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from google.protobuf import struct_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from extproc.filter import wire
 
@@ -169,3 +171,49 @@ def test_attributes_of_the_other_implementation_are_read(other: Any) -> None:
         attributes={"envoy.filters.http.ext_proc": Struct(fields={"xds.cluster_name": Value(string_value="openai")})}
     )
     assert wire.attributes(ext_proc.ProcessingRequest.FromString(bytes(message))) == {"xds.cluster_name": "openai"}
+
+
+def chunk_message(body: bytes, metadata: str, *, end_of_stream: bool, is_request: bool) -> ext_proc.ProcessingRequest:
+    message = ext_proc.ProcessingRequest(observability_mode=True)
+    shown = message.request_body if is_request else message.response_body
+    shown.body = body
+    shown.end_of_stream = end_of_stream
+    if metadata:
+        message.metadata_context.filter_metadata["ibex.context"].update({"session_id": metadata})
+    return message
+
+
+sizes = st.sampled_from([0, 1, 2, 3, 125, 126, 127, 128, 129, 300, 16_379, 16_380, 16_381, 16_383, 16_384, 70_000])
+
+
+@given(sizes, st.text(max_size=200), st.booleans(), st.booleans())
+def test_the_fast_way_to_a_chunk_says_what_decoding_says(
+    size: int, metadata: str, end_of_stream: bool, is_request: bool
+) -> None:
+    body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    message = chunk_message(body, metadata, end_of_stream=end_of_stream, is_request=is_request)
+    chunk = wire.answer_chunk(message.SerializeToString())
+    if end_of_stream or is_request or not body or size >= 16_384:
+        assert chunk is None
+    elif 4 <= size < 16_380:
+        assert chunk == body
+    else:
+        assert chunk in {None, body}
+
+
+@given(st.binary(max_size=40), sizes, st.integers(0, 200))
+def test_the_fast_way_never_raises(start: bytes, size: int, cut: int) -> None:
+    raw = chunk_message(b"x" * size, "m", end_of_stream=False, is_request=False).SerializeToString()
+    for odd in (start, start + raw, raw[: len(raw) - cut], raw[:cut], b"*" + start, b"*\xff\xff" + start):
+        chunk = wire.answer_chunk(odd)
+        assert chunk is None or chunk in odd
+
+
+def test_every_other_message_takes_the_slow_way() -> None:
+    for message in (
+        ext_proc.ProcessingRequest(),
+        ext_proc.ProcessingRequest(response_headers=ext_proc.HttpHeaders()),
+        ext_proc.ProcessingRequest(request_headers=ext_proc.HttpHeaders(end_of_stream=True)),
+        ext_proc.ProcessingRequest(response_trailers=ext_proc.HttpTrailers()),
+    ):
+        assert wire.answer_chunk(message.SerializeToString()) is None
