@@ -124,7 +124,7 @@ async def _observer(settings: ObserverSettings) -> None:
     delivery = Delivery(outbox, sinks.checkpoints, sinks.tasks, sinks.traces)
     sweeper = Sweeper(
         sinks.sessions,
-        sinks.tasks,
+        sinks.sweeper_tasks,
         interval_s=settings.sweep_interval_s,
         idle_s=settings.session_idle_s,
         after_s=settings.sweep_after_s,
@@ -145,6 +145,8 @@ async def _observer(settings: ObserverSettings) -> None:
 
     async def close_outbox() -> None:
         await asyncio.to_thread(outbox.close)
+        if sinks.sweeper_tasks is not None:
+            await asyncio.to_thread(sinks.sweeper_tasks.close)
 
     # None of what a turn goes to is needed to take turns: the outbox keeps them.
     checks = {"database": check_of(Consumer.CHECKPOINT)}
@@ -178,6 +180,8 @@ class _Sinks:
     sessions: Sessions
     checkpoints: CheckpointSink
     tasks: TaskSink | None
+    sweeper_tasks: TaskSink | None
+    """The sweeper's own: one connection, one thread."""
     traces: TraceSink | None
 
 
@@ -197,6 +201,7 @@ def _sinks(settings: ObserverSettings) -> _Sinks:
         return _Sinks(
             Sessions(database),
             DatabaseCheckpoints(database, settings.turn_retention_s),
+            RedisTasks(broker_url) if broker_url else None,
             RedisTasks(broker_url) if broker_url else None,
             ClickHouseTraces(clickhouse_url, settings.trace_retention_days) if clickhouse_url else None,
         )
@@ -292,9 +297,10 @@ async def _process(
         await _signal()
         _log.info("stopping: no new requests, running ones may end", drain_s=settings.drain_s)
         readiness.is_serving = False
+        await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await asyncio.sleep(settings.notice_s)
         for stop in running.stoppers:
             stop()
-        await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.stop(settings.drain_s)
     finally:
         await server.stop(0)

@@ -54,6 +54,11 @@ class ProcessSettings(Settings):
     drain_s: Annotated[float, Field(ge=0, le=300)] = Field(
         5.0, description="seconds that running requests get to end after SIGTERM"
     )
+    notice_s: Annotated[float, Field(ge=0, le=60)] = Field(
+        0.0,
+        description="seconds after SIGTERM in which new requests are still taken, while health checks say that the "
+        "process is leaving; the observer's are those that Envoy needs to see it",
+    )
     watchdog_s: Annotated[float, Field(ge=0, le=60)] = Field(
         2.0,
         description="seconds without a tick of the event loop after which the process ends itself, "
@@ -156,6 +161,9 @@ class ObserverSettings(ProcessSettings, IdentitySettings, StoreSettings, BrokerS
 
     observer_listen: str = Field(
         "127.0.0.1:9103", description="where Envoy reaches the observer: `host:port` or `unix:/path`"
+    )
+    notice_s: Annotated[float, Field(ge=0, le=60)] = Field(
+        3.5, description="as for the others: two health checks of Envoy's, a second apart, and their time-out"
     )
     watchdog_s: Annotated[float, Field(ge=0, le=60)] = Field(
         1.5,

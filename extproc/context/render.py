@@ -11,7 +11,7 @@ import hmac
 import re
 from typing import TYPE_CHECKING
 
-from extproc.memory.text import estimate_tokens
+from extproc.memory.tokens import estimate_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -82,6 +82,8 @@ class ObservationLimits:
     """Of a request's body; a longer one is not read."""
     max_text_bytes: int = 1024 * 1024
     """Kept of what the user said, and of the answer, each."""
+    deferred_close_ms: float = 1000.0
+    """Envoy's `deferred_close_timeout` of the observer filter, as the shipped configurations have it."""
     max_decoded_bytes: int = 16 * 1024 * 1024
     """Of a compressed answer, decoded; what comes behind is not read. Decoding as much holds the loop for 50 ms."""
 
@@ -444,12 +446,12 @@ class Observation:
         org_id, agent_id, user_id = owner
         external_id = self._external_id()
         request_id = readable_request_id(self._request_headers) or self._mint_id()
-        total_ms = self._ended_at_ms if self._ended_at_ms >= 0 else ended_at_ms
+        total_ms = self._total_ms(ended_at_ms)
         usage = completion.usage
         decoder = self._decoder
         was_undecoded = decoder is not None and (decoder.is_cut or decoder.failed)
         was_cut = self._is_lost or self._has_dropped or completion.was_cut or was_undecoded
-        is_whole = bool(completion.text) and not was_cut
+        is_whole = end is End.COMPLETE and bool(completion.text) and not was_cut
         return Turn(
             request_id=request_id,
             org_id=org_id,
@@ -487,7 +489,7 @@ class Observation:
             requested_at=started_at,
             completed_at=started_at + timedelta(milliseconds=total_ms),
             traceparent=self._traceparent(traceparent),
-            skip_extraction=self._request_headers.get(names.SKIP_EXTRACTION_HEADER, "").strip().lower() in _YES,
+            skip_extraction=self._wants_no_extraction(),
             text_was_cut=was_cut or self._text_was_cut or not self._body_is_whole,
         )
 
@@ -497,6 +499,19 @@ class Observation:
             if _is(_TRACEPARENT, sent):
                 return sent
         return ""
+
+    def _total_ms(self, closed_at_ms: float) -> float:
+        """Envoy closes the stream of an exchange that broke off later than that happened, by its setting."""
+        if self._ended_at_ms >= 0:
+            return self._ended_at_ms
+        if self._is_lost:
+            return closed_at_ms
+        return max(self._last_byte_ms, closed_at_ms - self._limits.deferred_close_ms, 0.0)
+
+    def _wants_no_extraction(self) -> bool:
+        """Sent twice, one yes is enough: better to learn too little."""
+        sent = self._request_headers.get(names.SKIP_EXTRACTION_HEADER, "")
+        return any(value.strip().lower() in _YES for value in sent.split(","))
 
     def _text_of(self, key: str) -> str:
         value = self._context.get(key, "")

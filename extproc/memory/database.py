@@ -56,11 +56,13 @@ STATEMENT_LIMIT_S = 5.0
 """Of one statement on PostgreSQL: one that takes longer waits for something that is not well."""
 _LOCK_SHARE = 0.4
 """Of that limit, for waiting for another transaction's lock."""
+_ANSWER_MARGIN_S = 1.0
+"""What the client waits beyond that: the server's own words about a statement that took too long say more."""
 _CONNECT_LIMIT_S = 3
-_CONNECTIONS = 2
-"""Kept open by one `Database`: the delivery writes through one at a time, the sweeper and the API rarely."""
 _MOST_ATTEMPTS = 4
 _MIGRATE_LIMIT_S = 30
+"""For others that migrate at the same time."""
+_MIGRATION_STATEMENT_LIMIT_S = 2.0 * _MIGRATE_LIMIT_S
 _MIGRATION_LOCK = 0x1BE8_0001
 """Advisory lock of PostgreSQL; any number that nobody else in the database uses."""
 
@@ -79,29 +81,38 @@ class Database:
     that transaction only. Missing tables are made then.
     """
 
-    def __init__(self, url: str) -> None:
-        """Raises StoreError when no server could ever be found by this URL."""
+    def __init__(self, url: str, connections: int = 2) -> None:
+        """`connections`: kept open; as many again are opened for a while. The default is enough for a delivery, which
+        writes through one at a time, beside a sweeper and an API that rarely ask.
+
+        Raises StoreError when no server could ever be found by this URL.
+        """
         self._url = url
+        self._connections = connections
         self._file = _file(_parsed(url))
         self._identity: tuple[int, int] | None = None
         self._engine: Engine | None = None
         self._opening = threading.Lock()
 
-    def run(self, work: Callable[[Connection], T], limit_s: float = STATEMENT_LIMIT_S) -> T:
+    def run(self, work: Callable[[Connection], T], limit_s: float = STATEMENT_LIMIT_S, *, writes: bool = True) -> T:
         """`work` in one transaction, which is committed when it returns.
 
         It must begin with `act_for` or `act_for_sweep`, and is called again from its beginning when another writer was
-        in its way or the connection had died meanwhile. Raises StoreRefused when what it writes can never be stored,
-        else StoreError.
+        in its way or the connection had died meanwhile. `limit_s`: of each statement, even where the server stands
+        still, and of the time in which `work` is called again. `writes`: False where it only reads, and so waits for no
+        writer of SQLite; PostgreSQL holds it to that. Raises StoreRefused when what it writes can never be stored, else
+        StoreError.
         """
+        deadline = time.monotonic() + limit_s
         for attempt in range(1, _MOST_ATTEMPTS + 1):
             engine = self._opened()
             try:
-                options = {"writes": True, "limit_s": limit_s}
+                options = {"writes": writes, "limit_s": limit_s}
                 with engine.connect().execution_options(**options) as connection, connection.begin():
                     return work(connection)
             except SQLAlchemyError as error:
-                if attempt < _MOST_ATTEMPTS and _is_worth_another_attempt(error):
+                may_try_again = attempt < _MOST_ATTEMPTS and time.monotonic() < deadline
+                if may_try_again and _is_worth_another_attempt(error):
                     time.sleep(random.uniform(0, 0.01 * attempt))  # noqa: S311 - so that two do not meet again
                     continue
                 if _sql_state(error) == _READ_ONLY:
@@ -111,18 +122,20 @@ class Database:
                 raise StoreRefused(f"the database cannot hold a value: {type(error).__name__}") from None
         raise AssertionError("the last attempt returns or raises")
 
-    def forget_log(self) -> None:
+    def forget_log(self) -> bool:
         """After rows with content were removed from SQLite: its log holds them until it is written back.
 
-        A reader that is busy just now delays that until the next time. Raises StoreError.
+        Returns at once. False: a reader or a writer is busy just now, call it again later. Raises StoreError.
         """
         if self._file is None:
-            return
+            return True
         try:
-            with self._opened().connect() as connection:
-                checkpoint_log(connection)
+            with self._opened().connect() as connection, _without_waiting(connection):
+                return checkpoint_log(connection)
         except SQLAlchemyError as error:
             raise _store_error(error) from None
+        except sqlite3.Error as error:
+            raise StoreError(f"the database cannot be used now: {error}") from None
 
     def close(self) -> None:
         """A later transaction opens it again."""
@@ -132,18 +145,29 @@ class Database:
             engine.dispose()
 
     def _opened(self) -> Engine:
-        engine = self._engine
-        if engine is not None and (self._file is None or file_identity(self._file) == self._identity):
+        engine = self._usable()
+        if engine is not None:
             return engine
         with self._opening:
+            engine = self._usable()
+            if engine is not None:  # another thread was first
+                return engine
             if self._engine is not None:
                 self._engine.dispose()  # a file that was removed or replaced: nobody will read what is written to it
                 self._engine = None
             migrate(self._url)
-            engine = open_engine(self._url, pool_size=_CONNECTIONS, max_overflow=_CONNECTIONS, pool_timeout=3.0)
+            engine = open_engine(self._url, **self._pool())
             self._identity = None if self._file is None else file_identity(self._file)
             self._engine = engine
             return engine
+
+    def _usable(self) -> Engine | None:
+        engine = self._engine
+        is_current = self._file is None or file_identity(self._file) == self._identity
+        return engine if engine is not None and is_current else None
+
+    def _pool(self) -> dict[str, Any]:
+        return {"pool_size": self._connections, "max_overflow": self._connections, "pool_timeout": 3.0}
 
 
 def act_for(connection: Connection, org_id: str) -> None:
@@ -231,9 +255,29 @@ def reason(error: SQLAlchemyError) -> str:
     return (str(original).strip() or type(original).__name__).splitlines()[0]
 
 
-def checkpoint_log(connection: Connection) -> None:
-    """Write SQLite's log back into the file and empty it, as far as readers allow. Outside a transaction's writes."""
-    connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+def checkpoint_log(connection: Connection) -> bool:
+    """Write SQLite's log back into the file and empty it, as far as readers allow. Outside a transaction's writes.
+
+    False: somebody was busy for BUSY_TIMEOUT_MS, and the log is not empty.
+    """
+    (is_busy, *_) = _driver(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not is_busy
+
+
+@contextmanager
+def _without_waiting(connection: Connection) -> Iterator[None]:
+    """For others that use the file, SQLite only."""
+    driver = _driver(connection)
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        yield
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+
+
+def _driver(connection: Connection) -> Any:
+    """The driver's own connection, which begins no transaction by itself."""
+    return connection.connection.driver_connection
 
 
 def file_identity(file: Path) -> tuple[int, int] | None:
@@ -278,7 +322,9 @@ def _postgresql_engine(url: URL, **options: Any) -> Engine:
         "tcp_user_timeout": 10_000,
     }
     try:
-        return create_engine(
+        from extproc.memory._psycopg import ImpatientConnection
+
+        engine = create_engine(
             url,
             connect_args={
                 **{name: value for name, value in arguments.items() if name not in url.query},
@@ -293,6 +339,9 @@ def _postgresql_engine(url: URL, **options: Any) -> Engine:
         raise StoreError("PostgreSQL needs the package psycopg; install ibex-extproc[observer]") from None
     except (ArgumentError, SQLAlchemyError, TypeError) as error:
         raise StoreError(f"IBEX_DATABASE_URL cannot be used: {type(error).__name__}; {_URL_HELP}") from None
+    event.listen(engine, "do_connect", lambda _dialect, _record, args, kw: ImpatientConnection.connect(*args, **kw))
+    event.listen(engine, "begin", _on_postgresql_begin)
+    return engine
 
 
 def _sqlite_engine(url: URL, **options: Any) -> Engine:
@@ -309,12 +358,12 @@ def _sqlite_engine(url: URL, **options: Any) -> Engine:
     except OSError as error:
         raise StoreError(f"the directory of the memory store cannot be made: {error}") from error
     event.listen(engine, "connect", _on_connect)
-    event.listen(engine, "begin", _on_begin)
+    event.listen(engine, "begin", _on_sqlite_begin)
     return engine
 
 
 def _on_connect(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions begin in `_on_begin`, not by the driver's guess
+    connection.isolation_level = None  # transactions begin in `_on_sqlite_begin`, not by the driver's guess
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_MS}",
         "foreign_keys = ON",
@@ -324,7 +373,14 @@ def _on_connect(connection: Any, _record: object) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _on_begin(connection: Connection) -> None:
+def _on_postgresql_begin(connection: Connection) -> None:
+    # Before the driver's own BEGIN, which goes with the first statement.
+    options, driver = connection.get_execution_options(), _driver(connection)
+    driver.answer_limit_s = options.get("limit_s", STATEMENT_LIMIT_S) + _ANSWER_MARGIN_S
+    driver.read_only = None if options.get("writes") else True  # None: as the server has it, which may be a replica
+
+
+def _on_sqlite_begin(connection: Connection) -> None:
     # A writer takes its lock at once: one that began by reading would fail, not wait, when another came first.
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -336,7 +392,7 @@ def _use_write_ahead_log(engine: Engine) -> None:
     while True:
         try:
             with engine.connect() as connection:
-                connection.connection.driver_connection.execute("PRAGMA journal_mode = WAL")  # type: ignore[union-attr]
+                _driver(connection).execute("PRAGMA journal_mode = WAL")
                 return
         except sqlite3.Error as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
@@ -366,7 +422,8 @@ def _upgrade(
 
 @contextmanager
 def _migrating(engine: Engine) -> Iterator[Connection]:
-    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+    options = {"writes": True, "limit_s": _MIGRATION_STATEMENT_LIMIT_S}
+    with engine.connect().execution_options(**options) as connection, connection.begin():
         yield connection
 
 

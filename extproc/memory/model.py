@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from extproc.memory.text import estimate_tokens
+from extproc.memory.tokens import estimate_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

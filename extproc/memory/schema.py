@@ -45,6 +45,7 @@ __all__ = [
     "memory_versions",
     "metadata",
     "sessions",
+    "sessions_once",
     "sweeps",
     "turns",
 ]
@@ -156,7 +157,7 @@ sessions = Table(
     # Only while the status is completed.
     Column("completed_at", UtcDateTime),
 )
-Index(
+sessions_once = Index(
     "sessions_once",
     sessions.c.org_id,
     sessions.c.agent_id,

@@ -192,7 +192,8 @@ def _start_observer(
 ) -> None:
     admin = _free_address()
     places = {"IBEX_STATE_DIR": str(stack.state_dir), "IBEX_BROKER_URL": stack.broker}
-    own = {**places, "IBEX_CLICKHOUSE_URL": stack.traces, **environment}
+    # Envoy is stopped before it, so nobody needs a notice.
+    own = {**places, "IBEX_CLICKHOUSE_URL": stack.traces, "IBEX_NOTICE_S": "0", **environment}
     command = ["observer", "--listen", str(address), "--admin", str(admin)]
     child = _start_child(stack, "observer", ["-m", "extproc", *command], own)
     stack.observer_admin = f"http://{admin}"

@@ -85,7 +85,7 @@ class AdminListener:
             return
         self._server.should_exit = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._serving, 2.0)
+            await asyncio.wait_for(self._serving, 3.0)  # a tick, and the second that running requests get
 
     async def _health(self, _request: Request) -> Response:
         return JSONResponse({"process": self._process, "status": "ok"})

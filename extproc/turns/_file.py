@@ -88,16 +88,19 @@ class OutboxFile:
         self._is_stale = False
         """The counts may differ from the tables, since a transaction failed."""
         self._is_closed = False
-        self._has_waste = False
-        """Something was erased or removed: its pages are free, and the log may still hold it."""
+        self._has_waste = True
+        """Something was erased or removed: its pages are free, and the log may still hold it.
+
+        True at first, since a process that was killed may have left it so.
+        """
         self._floor = 0
         """Every seq of a new file is above it."""
+        self._inode = (0, 0)
+        """Device and number of the file that is open."""
         self.corrupted = 0
-        """How often a corrupt file was set aside."""
+        """How often a corrupt file was set aside, or one that was taken away was begun again."""
         with self._lock, self._translated():
             self._open()
-        self.maybe_written = self._counts.last_seq
-        """Up to this seq a checkpoint may have been written by somebody who could not note it."""
 
     # -- what is there, for any thread, without waiting
 
@@ -183,6 +186,39 @@ class OutboxFile:
             self._load(db)
             return True
 
+    def is_in_place(self) -> bool:
+        """False: somebody removed the file or put another there. What is open then goes with the last connection."""
+        with self._lock:
+            if self._is_closed or self._quick is None:
+                return True
+            try:
+                return _inode(self.path) == self._inode
+            except FileNotFoundError:
+                return False
+            except OSError:
+                return True
+
+    def move(self, path: Path) -> None:
+        """Begin again at a path where nothing is, with what is in the open file as far as that can be read.
+
+        Raises FileTrouble; nothing has changed then.
+        """
+        with self._access(durable=False) as db:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+            try:
+                with closing(sqlite3.connect(path)) as copy:
+                    db.backup(copy)
+            except sqlite3.Error as error:
+                path.unlink()
+                if not is_corrupt(error):
+                    raise
+            self.corrupted += 1
+            self._floor = max(self._floor, self._counts.last_seq)
+            self._disconnect()
+            self.path = path
+            with suppress(sqlite3.Error, OSError):  # the next access tries it again
+                self._connect()
+
     # -- the consumers' side
 
     def take(self, consumer: Consumer, most_rows: int) -> Batch | None:
@@ -220,15 +256,15 @@ class OutboxFile:
     def written(self, batch: Batch, marks: Sequence[Mark]) -> None:
         """As `done`, of checkpoints. The texts are erased; `marks` stand in the order of the rows."""
         values = [
-            (mark.turn_index, mark.traceparent, mark.turn_index is not None, row.seq)
+            (mark.turn_index, mark.traceparent, mark.session_id, mark.turn_index is not None, row.seq)
             for row, mark in zip(batch.rows, marks, strict=True)
         ]
         with self._access(durable=False) as db, self._changing(db):
             if batch.end <= self._counts.position[batch.consumer]:
                 return  # of a file that was replaced meanwhile
             db.executemany(
-                "UPDATE entries SET text = NULL, turn_index = ?, traceparent = ?, for_enqueue = for_enqueue AND ?"
-                " WHERE seq = ?",
+                "UPDATE entries SET text = NULL, turn_index = ?, traceparent = ?, session_id = ?,"
+                " for_enqueue = for_enqueue AND ? WHERE seq = ?",
                 values,
             )
             erased = sum(len(row.text) for row in batch.rows if row.text is not None)
@@ -248,8 +284,8 @@ class OutboxFile:
         """The consumer does not get it again; it stays without its text until somebody brings it back."""
         with self._access(durable=False) as db, self._changing(db):
             found = db.execute(
-                "INSERT INTO set_aside (consumer, seq, set_aside_at, error, turn_index, traceparent, turn)"
-                " SELECT ?, seq, ?, ?, turn_index, traceparent, turn FROM entries WHERE seq = ?",
+                "INSERT INTO set_aside (consumer, seq, set_aside_at, error, turn_index, traceparent, session_id, turn)"
+                " SELECT ?, seq, ?, ?, turn_index, traceparent, session_id, turn FROM entries WHERE seq = ?",
                 (consumer, time.time(), error, row.seq),
             )
             if not found.rowcount:
@@ -371,6 +407,7 @@ class OutboxFile:
                     )
                     self._durable.execute("UPDATE consumers SET position = ?", [self._floor])
             self._load(self._quick)
+            self._inode = _inode(self.path)
         except BaseException:
             self._disconnect()
             raise
@@ -470,3 +507,8 @@ class OutboxFile:
             if counts.depth[consumer] > 0
             else None
         )
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino

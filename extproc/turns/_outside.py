@@ -84,9 +84,10 @@ def retry_set_aside(path: Path, consumer: Consumer | None, ids: Sequence[int]) -
     where = f"WHERE (? IS NULL OR consumer = ?){which}"
     values = [consumer, consumer, *ids]
     with _outside(path, "rw") as db, transaction(db):
-        columns = "put_at, for_checkpoint, for_enqueue, for_trace, turn_index, traceparent, turn"
+        columns = "put_at, for_checkpoint, for_enqueue, for_trace, turn_index, traceparent, session_id, turn"
         values_of = (
-            "?, consumer = 'checkpoint', consumer = 'enqueue', consumer = 'trace', turn_index, traceparent, turn"
+            "?, consumer = 'checkpoint', consumer = 'enqueue', consumer = 'trace',"
+            " turn_index, traceparent, session_id, turn"
         )
         brought_back = f"INSERT INTO entries ({columns}) SELECT {values_of} FROM set_aside {where} ORDER BY id"  # noqa: S608
         moved = db.execute(brought_back, [time.time(), *values]).rowcount

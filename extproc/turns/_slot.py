@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ __all__ = ["Slot", "claim_left_behind", "claim_new", "is_held", "outbox_files"]
 _FILE = re.compile(r"outbox-(\d+)\.db")
 _COMPANIONS = ("", "-wal", "-shm")
 """What SQLite keeps beside a file, by the end of its name."""
+_RESERVE_BYTES = 1024**2
+"""On a disk without a free byte a file cannot even be opened: SQLite makes its log and index first, 64 kB or so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,26 @@ class Slot:
     descriptor: int
     """Of the lock file, open as long as the claim stands."""
 
+    def keep_reserve(self, headroom_bytes: int) -> None:
+        """See to a piece of the disk that can be given up; nothing where less than `headroom_bytes` would be left."""
+        reserve = _reserve(self.file)
+        with suppress(OSError):
+            if reserve.exists() and reserve.stat().st_size == _RESERVE_BYTES:
+                return
+            if shutil.disk_usage(self.file.parent).free < headroom_bytes + _RESERVE_BYTES:
+                return
+            descriptor = os.open(reserve, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as opened:
+                opened.write(bytes(_RESERVE_BYTES))
+
+    def give_up_reserve(self) -> bool:
+        """False: there was none."""
+        try:
+            _reserve(self.file).unlink()
+        except OSError:
+            return False
+        return True
+
     def release(self) -> None:
         os.close(self.descriptor)
 
@@ -37,6 +60,7 @@ class Slot:
         """The lock file too, and the claim with it. For a file that is closed or that nobody will write again."""
         for end in _COMPANIONS:
             self.file.with_name(self.file.name + end).unlink(missing_ok=True)
+        _reserve(self.file).unlink(missing_ok=True)
         _lock_file(self.file).unlink(missing_ok=True)
         self.release()
 
@@ -103,3 +127,7 @@ def _claim(file: Path) -> Slot | None:
 
 def _lock_file(file: Path) -> Path:
     return file.with_suffix(".lock")
+
+
+def _reserve(file: Path) -> Path:
+    return file.with_suffix(".reserve")

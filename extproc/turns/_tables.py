@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,7 +36,7 @@ __all__ = [
     "transaction",
 ]
 
-_VERSION = 1
+_VERSION = 2
 """Of the tables, in `PRAGMA user_version`."""
 BUSY_TIMEOUT_S = 5.0
 """How long one waits for the other process: `retry_set_aside` commits within milliseconds."""
@@ -52,8 +52,9 @@ _TABLES = (
         for_checkpoint INTEGER NOT NULL,    -- 1: this consumer has something to do here
         for_enqueue INTEGER NOT NULL,       -- once the checkpoint is written
         for_trace INTEGER NOT NULL,
-        turn_index INTEGER,                 -- these two since the checkpoint is written
+        turn_index INTEGER,                 -- these three since the checkpoint is written
         traceparent TEXT NOT NULL DEFAULT '',
+        session_id TEXT NOT NULL DEFAULT '',
         turn BLOB NOT NULL,
         text BLOB                           -- until the checkpoint is written
     )""",
@@ -73,11 +74,18 @@ _TABLES = (
         error TEXT NOT NULL,                    -- the exception's class
         turn_index INTEGER,
         traceparent TEXT NOT NULL,
+        session_id TEXT NOT NULL DEFAULT '',
         turn BLOB NOT NULL
     )""",
     "INSERT INTO consumers (name) VALUES ('checkpoint'), ('enqueue'), ('trace')",
     f"PRAGMA user_version = {_VERSION}",
 )
+_FROM_1 = (
+    "ALTER TABLE entries ADD COLUMN session_id TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE set_aside ADD COLUMN session_id TEXT NOT NULL DEFAULT ''",
+    f"PRAGMA user_version = {_VERSION}",
+)
+"""Of a file that version 1 left behind."""
 
 
 class Consumer(StrEnum):
@@ -126,6 +134,8 @@ class Row(NamedTuple):
     turn_index: int | None
     traceparent: str
     """Of the checkpoint's span."""
+    session_id: str
+    """The stored session's row; empty: the turn's own."""
 
 
 class Mark(NamedTuple):
@@ -134,6 +144,8 @@ class Mark(NamedTuple):
     turn_index: int | None
     """None: no task is due."""
     traceparent: str
+    session_id: str
+    """The stored session's row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +184,18 @@ def connect(path: Path, synchronous: str) -> sqlite3.Connection:
 
 def make_tables(db: sqlite3.Connection) -> None:
     if scalar(db, "SELECT count(*) FROM sqlite_master"):
+        if scalar(db, "PRAGMA user_version") == 1:
+            _change(db, _FROM_1)
         check_version(db)
         return
     db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before anything is written
     db.execute("PRAGMA journal_mode = WAL")
+    _change(db, _TABLES)
+
+
+def _change(db: sqlite3.Connection, statements: Sequence[str]) -> None:
     with transaction(db):
-        for statement in _TABLES:
+        for statement in statements:
             db.execute(statement)
 
 
@@ -206,7 +224,7 @@ def read_rows(db: sqlite3.Connection, consumer: Consumer, start: int, end: int, 
     """Rows for a consumer after `start` and up to `end`, and whether that is all of them; `most` -1: no limit."""
     text = "text" if consumer is Consumer.CHECKPOINT else "NULL"
     cursor = db.execute(
-        f"SELECT seq, turn, {text}, turn_index, traceparent FROM entries"  # noqa: S608 - ours
+        f"SELECT seq, turn, {text}, turn_index, traceparent, session_id FROM entries"  # noqa: S608 - ours
         f" WHERE seq > ? AND seq <= ? AND for_{consumer.value} ORDER BY seq LIMIT ?",
         (start, end, most),
     )

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, case, insert, select, update
+from sqlalchemy import Connection, Row, case, insert, select, update
 from sqlalchemy.sql.dml import ReturningInsert
 
 from extproc.memory.database import Database, act_for, insert_into
-from extproc.memory.schema import checkpoints, sessions, turns
+from extproc.memory.schema import checkpoints, sessions, sessions_once, turns
 from extproc.memory.store import StoreError, StoreRefused
 from extproc.turns.sinks import Refused, Unavailable, Written
 from extproc.turns.turn import Entry, Turn
@@ -26,6 +27,10 @@ _MOST_NAME_CHARS = 256
 """Of what a client or a provider calls a model or an answer; no real name is longer."""
 _MOST_COUNT = 2**31 - 1
 """Of PostgreSQL's `integer`."""
+
+_Key = tuple[str, str, str]
+"""What makes a session of an organisation one: agent, user (empty: none) and the client's name for it. Its id need not
+be the derived one, for another program may have made the row."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -68,62 +73,98 @@ def _write(connection: Connection, entries: Sequence[Entry], retention: timedelt
     return [written[place] for place in range(len(entries))]
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    session_id: str
+    turn_index: int
+
+
+_Exchange = tuple[_Key, datetime, str, str | None]
+"""Tells two exchanges with one request id from each other."""
+
+
 def _write_org(connection: Connection, org_id: str, entries: list[Entry], retention: timedelta) -> list[Written]:
-    indexes = _stored(connection, org_id, {entry.turn.request_id for entry in entries})
+    places, exchanges = _stored(connection, org_id, {entry.turn.request_id for entry in entries})
     new: dict[str, Entry] = {}
     for entry in entries:
-        if entry.turn.request_id not in indexes:
-            new.setdefault(entry.turn.request_id, entry)
+        if entry.turn.request_id not in places:
+            new.setdefault(entry.turn.request_id, entry)  # of two in one batch the first
     if new:
-        indexes.update(_add(connection, org_id, list(new.values()), retention))
+        places |= _add(connection, org_id, list(new.values()), retention)
+        exchanges |= {request_id: _exchange(entry.turn) for request_id, entry in new.items()}
     written = []
     for entry in entries:
-        is_new = new.pop(entry.turn.request_id, None) is not None  # of two in one batch the first
-        written.append(Written(indexes[entry.turn.request_id], is_new))
+        request_id = entry.turn.request_id
+        is_same = exchanges.get(request_id) == _exchange(entry.turn)
+        if is_same:
+            del exchanges[request_id]  # an entry is in a batch once
+        place = places[request_id]
+        written.append(Written(place.turn_index, is_same and request_id in new, place.session_id, is_same))
     return written
 
 
-def _stored(connection: Connection, org_id: str, request_ids: set[str]) -> dict[str, int]:
-    """Turn indexes of those that are there already.
+def _stored(
+    connection: Connection, org_id: str, request_ids: set[str]
+) -> tuple[dict[str, _Place], dict[str, _Exchange]]:
+    """Those that are there already, by request id.
 
     What another process adds after this question breaks a unique constraint, and the transaction begins again.
     """
-    c = checkpoints.c
-    known = select(c.request_id, c.turn_index).where(c.org_id == org_id, c.request_id.in_(request_ids))
-    return {row.request_id: row.turn_index for row in connection.execute(known)}
+    c, s = checkpoints.c, sessions.c
+    known = (
+        select(
+            *(c.request_id, c.session_id, c.turn_index, c.created_at, c.messages_hash, c.completion_hash),
+            *(s.agent_id, s.user_id, s.external_id),
+        )
+        .join(sessions, c.session_id == s.id)
+        .where(c.org_id == org_id, c.request_id.in_(request_ids))
+    )
+    rows = connection.execute(known).all()
+    places = {row.request_id: _Place(row.session_id, row.turn_index) for row in rows}
+    exchanges = {row.request_id: (_key(row), row.created_at, row.messages_hash, row.completion_hash) for row in rows}
+    return places, exchanges
 
 
-def _add(connection: Connection, org_id: str, new: list[Entry], retention: timedelta) -> dict[str, int]:
-    """Turns that are not stored yet, each once. Returns their indexes by request id."""
-    by_session = sorted(_grouped(new, lambda entry: entry.turn.session_id).items())
-    counts = _count_in_sessions(connection, org_id, by_session)
-    numbered = [
-        (entry, counts[session_id] - len(its) + place)
-        for session_id, its in by_session
-        for place, entry in enumerate(its)
+def _exchange(turn: Turn) -> _Exchange:
+    return _key(turn), turn.completed_at, turn.messages_hash, turn.completion_hash
+
+
+def _key(owner: Turn | Row[*tuple[Any, ...]]) -> _Key:
+    return owner.agent_id, owner.user_id or "", owner.external_id
+
+
+def _add(connection: Connection, org_id: str, new: list[Entry], retention: timedelta) -> dict[str, _Place]:
+    """Turns that are not stored yet, each once. Returns where they are by request id."""
+    by_session = dict(sorted(_grouped(new, lambda entry: _key(entry.turn)).items()))
+    rows = _count_in_sessions(connection, org_id, by_session)
+    placed = [
+        (entry, _Place(rows[key].id, rows[key].turn_count - len(its) + number))
+        for key, its in by_session.items()
+        for number, entry in enumerate(its)
     ]
-    connection.execute(insert(checkpoints), [_checkpoint(entry.turn, index) for entry, index in numbered])
-    texts = [row for entry, index in numbered if (row := _text_row(entry, index, retention)) is not None]
+    connection.execute(insert(checkpoints), [_checkpoint(entry.turn, place) for entry, place in placed])
+    texts = [row for entry, place in placed if (row := _text_row(entry, place, retention)) is not None]
     if texts:
         connection.execute(insert(turns), texts)
-    return {entry.turn.request_id: index for entry, index in numbered}
+    return {entry.turn.request_id: place for entry, place in placed}
 
 
 def _count_in_sessions(
-    connection: Connection, org_id: str, by_session: list[tuple[str, list[Entry]]]
-) -> dict[str, int]:
-    """Make or bring up to date the sessions, which stay locked. Returns the turns that each has now."""
-    added = {session_id: _session([entry.turn for entry in its]) for session_id, its in by_session}
-    rows = connection.execute(_upsert(connection.dialect.name), list(added.values())).all()
-    if len(rows) != len(added):
-        raise StoreRefused("a session of another organisation has the id of one in this batch")
-    requested = {session_id: max(entry.turn.requested_at for entry in its) for session_id, its in by_session}
-    revived = [row.id for row in rows if _is_revived(row.status, row.completed_at, requested[row.id])]
+    connection: Connection, org_id: str, by_session: dict[_Key, list[Entry]]
+) -> dict[_Key, Row[Any]]:
+    """Make or bring up to date the sessions, which stay locked. Returns id and number of turns that each has now."""
+    added = [_session([entry.turn for entry in its]) for its in by_session.values()]
+    rows = {_key(row): row for row in connection.execute(_upsert(connection.dialect.name), added)}
+    revived = [
+        row.id
+        for key, row in rows.items()
+        if _is_revived(row.status, row.completed_at, max(entry.turn.requested_at for entry in by_session[key]))
+    ]
     if revived:
         c = sessions.c
         again = update(sessions).where(c.org_id == org_id, c.id.in_(revived)).values(status="active", completed_at=None)
         connection.execute(again)
-    return {row.id: row.turn_count for row in rows}
+    return rows
 
 
 def _is_revived(status: str, completed_at: datetime | None, requested_at: datetime) -> bool:
@@ -149,8 +190,8 @@ def _upsert(dialect: str) -> ReturningInsert[Any]:
         "created_at": case((new.created_at < c.created_at, new.created_at), else_=c.created_at),
         "updated_at": case((is_latest, new.updated_at), else_=c.updated_at),
     }
-    upsert = added.on_conflict_do_update(index_elements=[c.id], set_=changes, where=c.org_id == new.org_id)
-    return upsert.returning(c.id, c.turn_count, c.status, c.completed_at)
+    upsert = added.on_conflict_do_update(index_elements=sessions_once.expressions, set_=changes)
+    return upsert.returning(c.id, c.agent_id, c.user_id, c.external_id, c.turn_count, c.status, c.completed_at)
 
 
 def _session(its: list[Turn]) -> dict[str, object]:
@@ -174,13 +215,13 @@ def _session(its: list[Turn]) -> dict[str, object]:
     }
 
 
-def _checkpoint(turn: Turn, turn_index: int) -> dict[str, object]:
+def _checkpoint(turn: Turn, place: _Place) -> dict[str, object]:
     return {
         "id": turn.checkpoint_id,
-        "session_id": turn.session_id,
+        "session_id": place.session_id,
         "org_id": turn.org_id,
         "agent_id": turn.agent_id,
-        "turn_index": turn_index,
+        "turn_index": place.turn_index,
         "request_id": turn.request_id,
         "messages_hash": turn.messages_hash,
         "completion_hash": turn.completion_hash,
@@ -199,15 +240,15 @@ def _checkpoint(turn: Turn, turn_index: int) -> dict[str, object]:
     }
 
 
-def _text_row(entry: Entry, turn_index: int, retention: timedelta) -> dict[str, object] | None:
+def _text_row(entry: Entry, place: _Place, retention: timedelta) -> dict[str, object] | None:
     """None: nothing of this turn is to be kept."""
     turn = entry.turn
     if entry.text is None or turn.skip_extraction:
         return None
     return {
-        "session_id": turn.session_id,
+        "session_id": place.session_id,
         "org_id": turn.org_id,
-        "turn_index": turn_index,
+        "turn_index": place.turn_index,
         "user_text": _storable(entry.text.user_text),
         "assistant_text": _storable(entry.text.assistant_text),
         "expires_at": turn.completed_at + retention,

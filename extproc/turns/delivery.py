@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,6 +54,8 @@ class Pace:
     """A checkpoint waits so long for others, from its `put`, so that they share a transaction."""
     trace_gather_s: float = 0.2
     """A trace row, in the same way: the contract's 200 ms."""
+    hanging_s: float = 15.0
+    """A delivery that lasts longer is not well; where a sink has a time-out of its own, that is shorter."""
 
 
 class Delivery:
@@ -82,15 +85,17 @@ class Delivery:
         )
 
         self._checkpoint.followers.append(self._enqueue.wake)
+        for thread in (self._checkpoint, self._enqueue, self._trace):
+            outbox.watch(thread.look)
 
     def start(self) -> None:
         for thread in (self._checkpoint, self._enqueue, self._trace):
             thread.start()
 
     def is_well(self, consumer: Consumer) -> bool:
-        """False while something waits because its last delivery failed."""
+        """False while something waits because its last delivery failed, or does not come back."""
         threads = {Consumer.CHECKPOINT: self._checkpoint, Consumer.ENQUEUE: self._enqueue, Consumer.TRACE: self._trace}
-        return not threads[consumer].is_failing
+        return threads[consumer].is_well
 
     def stop(self, timeout_s: float) -> None:
         """Deliver what is there as long as that goes well, close the sinks and end. The rest stays in the outbox.
@@ -139,24 +144,19 @@ class _Checkpoints:
 
     def deliver(self, file: OutboxFile, batch: Batch) -> None:
         entries = [_entry(row) for row in batch.rows]
-        maybe_written, file.maybe_written = file.maybe_written, max(file.maybe_written, batch.rows[-1].seq)
         started_ns = time.time_ns()
-        try:
-            results = self._sink.write(entries)
-        except Refused:
-            file.maybe_written = maybe_written
-            raise
+        results = self._sink.write(entries)
         ended_ns = time.time_ns()
         is_traced = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
         marks = []
         for entry, written in zip(entries, results, strict=True):
-            if not written.is_new and entry.seq > maybe_written:
-                self._report_duplicate(entry.turn)
-                marks.append(Mark(None, ""))
-            else:
-                # Not new, but perhaps written by us before we could note it: its task may not be sent.
+            if written.is_new or written.is_same:
+                # The same was written before we could note it, so its task is not sent yet.
                 traceparent = _span(entry.turn, started_ns, ended_ns) if is_traced else entry.turn.traceparent
-                marks.append(Mark(written.turn_index, traceparent))
+                marks.append(Mark(written.turn_index, traceparent, written.session_id))
+            else:
+                self._report_duplicate(entry.turn)
+                marks.append(Mark(None, "", ""))
         file.written(batch, marks)
 
     def _report_duplicate(self, turn: Turn) -> None:
@@ -222,6 +222,10 @@ class _Thread:
         self._tried: tuple[Path, int, int] | None = None
         """The batch that met a bug, by file, first seq and number of rows; and how often."""
         self._tries = 0
+        self._called_at: float | None = None
+        """Monotonic; None: no delivery is on its way."""
+        self._hangs = False
+        """It was said that a delivery does not come back."""
         self._deadline = float("inf")
         self.wake = threading.Event()
         self.wake.set()
@@ -232,8 +236,21 @@ class _Thread:
         """Set when this has gone on."""
 
     @property
-    def is_failing(self) -> bool:
-        return self._failing is not None
+    def is_well(self) -> bool:
+        return self._failing is None and not self._is_overdue()
+
+    def look(self) -> None:
+        """From another thread: say it once when a delivery does not come back."""
+        if self._hangs or not self._is_overdue():
+            return
+        self._hangs = True
+        problem = f"no answer for {self._pace.hanging_s:.0f} s"
+        _log.warning("turns wait in the outbox, a delivery does not end", consumer=self._consumer, problem=problem)
+        self._note_problem(problem)
+
+    def _is_overdue(self) -> bool:
+        called_at = self._called_at
+        return called_at is not None and time.monotonic() - called_at > self._pace.hanging_s
 
     def start(self) -> None:
         self._thread.start()
@@ -328,7 +345,8 @@ class _Thread:
 
     def _deliver(self, work: _Work, file: OutboxFile, batch: Batch) -> None:
         try:
-            work.deliver(file, batch)
+            with self._watched():
+                work.deliver(file, batch)
         except FileTrouble:
             raise
         except _Unreadable as error:
@@ -342,6 +360,14 @@ class _Thread:
         else:
             self._metrics.delivered[self._consumer].inc(len(batch.rows))
             self._most_rows = min(work.most_rows, self._most_rows * 2)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        self._called_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._called_at = None
 
     def _refused(self, file: OutboxFile, batch: Batch, error: Exception) -> None:
         """Again with half of it, until the one that is refused stands alone."""
@@ -393,8 +419,8 @@ class _Thread:
         return _Failed(self._backoff.next_s() if wait_s is None else wait_s)
 
     def _recovered(self) -> None:
-        if self._failing is not None:
-            self._failing = None
+        if self._failing is not None or self._hangs:
+            self._failing, self._hangs = None, False
             _log.info("turns are delivered again", consumer=self._consumer)
             self._note_problem("")
         self._backoff.reset()
@@ -426,9 +452,10 @@ def _task(row: Row) -> ExtractionTask:
     except msgspec.MsgspecError as error:
         raise _Unreadable(row) from error
     assert row.turn_index is not None  # noqa: S101 - an entry without it asks for no task
+    session_id = row.session_id or origin.session_id
     return ExtractionTask(
-        id=task_id(origin.org_id, origin.session_id, row.turn_index),
-        session_id=origin.session_id,
+        id=task_id(origin.org_id, session_id, row.turn_index),
+        session_id=session_id,
         org_id=origin.org_id,
         traceparent=row.traceparent or origin.traceparent,
     )

@@ -36,6 +36,14 @@ class Why(StrEnum):
     """It could not be encoded."""
 
 
+LOSSES = {
+    Part.TRACE: (Why.CAP, Why.DISK),
+    Part.TEXT: (Why.CAP, Why.DISK, Why.BEHIND),
+    Part.TURN: tuple(Why),
+}
+"""All that can occur. They are there from the start: an alert on a rise needs a zero before it."""
+
+
 class OutboxMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.committed = Counter("ibex_outbox_committed_turns", "Turns that are safe on the disk", registry=registry)
@@ -45,13 +53,18 @@ class OutboxMetrics:
         self.dropped = Counter(
             "ibex_outbox_dropped", "What was lost, by part of a turn and reason", ["what", "why"], registry=registry
         )
+        for part, whys in LOSSES.items():
+            for why in whys:
+                self.dropped.labels(part, why)
         self.duplicates = Counter(
             "ibex_outbox_duplicate_turns",
             "Turns not stored because another exchange of the org has the same X-Request-ID",
             registry=registry,
         )
         self.corrupt_files = Counter(
-            "ibex_outbox_corrupt_files", "Files set aside because they could not be read", registry=registry
+            "ibex_outbox_corrupt_files",
+            "Files begun anew, since the old ones could not be read or were removed",
+            registry=registry,
         )
         delivered = Counter(
             "ibex_outbox_delivered", "Entries that their consumer has taken", ["consumer"], registry=registry

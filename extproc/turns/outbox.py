@@ -20,7 +20,7 @@ import msgspec
 import structlog
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from extproc.turns._file import OutboxFile
+from extproc.turns._file import HEADROOM_BYTES, OutboxFile
 from extproc.turns._slot import Slot, claim_left_behind, claim_new
 from extproc.turns._tables import Consumer, FileTrouble, FileUnusable, NewRow
 from extproc.turns.metrics import OutboxMetrics, Part, Why
@@ -98,7 +98,9 @@ class Outbox:
         self._slot, self._file = own.slot, own.file
         self._adopted: tuple[_Held, ...] = ()
         self._unusable: set[Path] = set()
+        self._unmoved: set[Path] = set()
         self._wakes: list[Callable[[], None]] = []
+        self._watches: list[Callable[[], None]] = []
 
         # Of the thread that puts:
         self._rows: deque[NewRow] = deque()
@@ -171,6 +173,7 @@ class Outbox:
         self._has_rows.set()
         self._writer.join(_JOIN_S)
         self._keeper.join(_JOIN_S)
+        self._move_removed()
         self._report(is_last=True)
         for adopted in (*self._adopted, _Held(self._slot, self._file)):
             adopted.file.close()
@@ -179,6 +182,10 @@ class Outbox:
     def subscribe(self, wake: Callable[[], None]) -> None:
         """Call this when there is something new; from any thread, and briefly."""
         self._wakes.append(wake)
+
+    def watch(self, look: Callable[[], None]) -> None:
+        """Call this about once a second, from one thread, and briefly."""
+        self._watches.append(look)
 
     def files(self) -> tuple[OutboxFile, ...]:
         """The own one first, then those of dead processes. One that is empty by now may be closed."""
@@ -314,12 +321,16 @@ class Outbox:
         while not self._closing.wait(min(_TICK_S, self._look_s)):
             try:
                 self._report()
+                for look in self._watches:
+                    look()
+                self._move_removed()
                 if sum(file.corrupted for file in self.files()) > corrupted:
                     self.metrics.corrupt_files.inc()
                     corrupted += 1
                 self._notice_others()
                 if time.monotonic() - looked_at >= self._look_s:
                     looked_at = time.monotonic()
+                    self._slot.keep_reserve(HEADROOM_BYTES)
                     self._tidy()
                     self._remove_drained()
                     self._adopt()
@@ -332,6 +343,49 @@ class Outbox:
                 if file.notice_others():
                     self.wake()
 
+    def _move_removed(self) -> None:
+        """Files that somebody removed or replaced while they are open: what they hold goes to new ones."""
+        for held in (_Held(self._slot, self._file), *self._adopted):
+            if held.file.is_in_place():
+                continue
+            name = held.slot.file.name
+            try:
+                slot = self._move(held.file)
+            except (FileTrouble, OSError) as error:
+                if held.slot.file not in self._unmoved:
+                    self._unmoved.add(held.slot.file)
+                    _log.error(
+                        "the outbox's file was removed and no other can be made: its turns end with this process; "
+                        "see to the state directory",
+                        file=name,
+                        problem=str(error),
+                    )
+                continue
+            held.slot.release()
+            self._unmoved.discard(held.slot.file)
+            if held.file is self._file:
+                self._slot = slot
+            else:
+                self._adopted = tuple(_Held(slot, one.file) if one.file is held.file else one for one in self._adopted)
+            _log.error(
+                "the outbox's file was removed or replaced by somebody: what it held was written anew; "
+                "leave the state directory of a running observer alone",
+                file=name,
+                now=slot.file.name,
+                entries={consumer.value: held.file.state(consumer).depth for consumer in Consumer},
+            )
+
+    def _move(self, file: OutboxFile) -> Slot:
+        """Raises FileTrouble, OSError."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        slot = claim_new(self._directory)
+        try:
+            file.move(slot.file)
+        except BaseException:
+            slot.release()
+            raise
+        return slot
+
     def _tidy(self) -> None:
         for file in self.files():
             with suppress(FileTrouble):
@@ -340,7 +394,7 @@ class Outbox:
     def _adopt(self) -> None:
         for slot in claim_left_behind(self._directory):
             try:
-                file = OutboxFile(slot.file)
+                file = _open_file(slot)
             except (FileTrouble, FileUnusable) as error:
                 slot.release()
                 if slot.file not in self._unusable:
@@ -411,7 +465,7 @@ def _open(directory: Path) -> _Held:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for slot in claim_left_behind(directory):
             try:
-                held = _Held(slot, OutboxFile(slot.file))
+                held = _Held(slot, _open_file(slot))
             except (FileTrouble, FileUnusable) as error:
                 slot.release()
                 _log.warning(_NOT_OPENED, file=slot.file.name, problem=str(error))
@@ -431,10 +485,22 @@ def _open(directory: Path) -> _Held:
 def _new(directory: Path) -> _Held:
     slot = claim_new(directory)
     try:
-        return _Held(slot, OutboxFile(slot.file))
+        return _Held(slot, _open_file(slot))
     except (FileTrouble, FileUnusable) as error:
         slot.release()
-        raise OutboxError(f"{slot.file} cannot be made: {error}; see to the disk, or to IBEX_STATE_DIR") from error
+        raise OutboxError(
+            f"{slot.file} cannot be made: {error}; free some megabytes on that disk, or choose another IBEX_STATE_DIR"
+        ) from error
+
+
+def _open_file(slot: Slot) -> OutboxFile:
+    """Raises FileUnusable, FileTrouble; the latter not for want of room as long as there is a reserve."""
+    try:
+        return OutboxFile(slot.file)
+    except FileTrouble:
+        if not slot.give_up_reserve():
+            raise
+        return OutboxFile(slot.file)
 
 
 def _give_back(adopted: _Held) -> None:

@@ -11,12 +11,11 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, or_, select, text, update
 
 from extproc.memory.database import Database, act_for, act_for_sweep, insert_into
 from extproc.memory.schema import sessions, sweeps, turns
 from extproc.turns.checkpoint import sink_errors
-from extproc.turns.turn import session_id
 
 __all__ = ["LeftBehind", "Sessions", "TerminatedSession"]
 
@@ -50,14 +49,19 @@ class LeftBehind:
 class Sessions:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._is_log_due = True
+        """Whether SQLite's log may hold texts that were removed: also by a process before this one."""
 
     def terminate(
         self, org_id: str, agent_id: str, user_id: str | None, external_id: str, now: datetime
     ) -> TerminatedSession | None:
         """The client is done with the session. Again: the same answer. None: no turn of such a session is stored."""
-        its_id = session_id(org_id, agent_id, user_id, external_id)
+        c = sessions.c
+        # By what makes it one, as `sessions_once` has it: another program may have given it an id.
+        its_user = func.coalesce(c.user_id, text("''")) == (user_id or "")
+        mine = and_(c.org_id == org_id, c.agent_id == agent_id, its_user, c.external_id == external_id)
         with sink_errors():
-            return self._database.run(lambda connection: _terminate(connection, org_id, its_id, now))
+            return self._database.run(lambda connection: _terminate(connection, org_id, mine, now))
 
     def claim_sweep(self, now: datetime, pause_s: float) -> bool:
         """Whether the caller is the one to sweep now: nobody has within `pause_s`, on any machine."""
@@ -71,9 +75,9 @@ class Sessions:
     def expire_texts(self, now: datetime) -> int:
         """Remove the texts whose time is over. Returns of how many turns."""
         removed = self._swept(lambda connection: _expire(connection, now))
-        if removed:
+        if removed or self._is_log_due:
             with sink_errors():
-                self._database.forget_log()
+                self._is_log_due = not self._database.forget_log()
         return removed
 
     def left_behind(self, now: datetime, after_s: float, limit: int) -> list[LeftBehind]:
@@ -82,17 +86,18 @@ class Sessions:
         Of whatever status: what a client has ended or left can still be learnt from.
         """
         latest = now - timedelta(seconds=after_s)
-        return self._swept(lambda connection: _left_behind(connection, latest, limit))
+        return self._swept(lambda connection: _left_behind(connection, latest, limit), writes=False)
 
-    def _swept(self, work: Callable[[Connection], T]) -> T:
+    def _swept(self, work: Callable[[Connection], T], *, writes: bool = True) -> T:
         with sink_errors():
-            return self._database.run(work, _SWEEP_LIMIT_S)
+            return self._database.run(work, _SWEEP_LIMIT_S, writes=writes)
 
 
-def _terminate(connection: Connection, org_id: str, its_id: str, now: datetime) -> TerminatedSession | None:
+def _terminate(
+    connection: Connection, org_id: str, mine: ColumnElement[bool], now: datetime
+) -> TerminatedSession | None:
     act_for(connection, org_id)
     c = sessions.c
-    mine = and_(c.org_id == org_id, c.id == its_id)
     connection.execute(
         update(sessions).where(mine, c.status != "completed").values(status="completed", completed_at=now)
     )

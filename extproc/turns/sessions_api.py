@@ -9,7 +9,6 @@ import asyncio
 import json
 import re
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -22,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from extproc.memory.model import InvalidValue, parse_uuid
 from extproc.names import REQUEST_ID_HEADER
+from extproc.turns._threads import DaemonThreads
 from extproc.turns.sessions import Sessions, TerminatedSession
 from extproc.turns.sinks import Refused, Unavailable
 
@@ -56,6 +56,11 @@ class _Failure(Exception):
         self.headers = headers or {}
 
 
+_STOPPING = _Failure(
+    503, "SERVICE_DEGRADED", "this process stops; send the whole request again", headers={"connection": "close"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Named:
     """The session that a request names."""
@@ -69,7 +74,7 @@ class _Named:
 class _Terminate:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._threads = ThreadPoolExecutor(_THREADS, "sessions-api")
+        self._threads = DaemonThreads(_THREADS, "sessions-api")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -80,6 +85,8 @@ class _Terminate:
             response = _refusal(failure, request_id)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:  # by the listener that stops; it takes one that comes out of here for a bug
+            response = _refusal(_STOPPING, request_id)
         except Exception:  # noqa: BLE001 - the one place where a bug becomes an answer
             _log.exception("terminate_broke", request_id=request_id)
             response = _refusal(_Failure(500, "INTERNAL_ERROR", "this is a bug; the log has it"), request_id)
@@ -100,8 +107,7 @@ class _Terminate:
             datetime.now(UTC),
         )
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._threads, terminate)
-            found = await asyncio.wait_for(running, _LIMIT_S)
+            found = await asyncio.wait_for(self._threads.run(terminate), _LIMIT_S)
         except (Unavailable, Refused, TimeoutError) as error:
             _log.warning("terminate_failed", error=str(error) or "no answer in time")
             message = "the database does not answer; try again in a moment, and look at /ready"

@@ -39,6 +39,11 @@ class Written:
     """In its session, from 0; of a turn that was stored before: as it was stored then."""
     is_new: bool
     """False: the (org, request id) was there already, and nothing was added."""
+    session_id: str
+    """Of the row that the turn belongs to: another than the turn's own where somebody else made the session."""
+    is_same: bool
+    """Whether what is stored is this very turn, now or by an earlier delivery. False: it is another exchange with the
+    same request id, and this turn is nowhere."""
 
 
 class CheckpointSink(Protocol):

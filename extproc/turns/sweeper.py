@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import structlog
 from prometheus_client import Counter
 
+from extproc.turns._threads import DaemonThreads
 from extproc.turns.sessions import LeftBehind, Sessions
 from extproc.turns.sinks import ExtractionTask, Refused, TaskSink, Unavailable
 from extproc.turns.turn import task_id
@@ -56,13 +58,14 @@ class Sweeper:
         self._sent: dict[LeftBehind, datetime] = {}
         """When; at most one pause long. After a restart one is sent once more, with the same task id."""
         self._is_failing = False
+        self._thread = DaemonThreads(1, "sweeper")
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._sweep_now_and_then(), name="sweep sessions")
 
     async def stop(self) -> None:
-        """A sweep under way is left to end by itself: each of its pieces is a transaction."""
+        """A sweep under way is left behind: each of its pieces is a transaction, whole or not there."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError, TimeoutError):
@@ -72,7 +75,7 @@ class Sweeper:
         while True:
             await asyncio.sleep(self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
             try:
-                swept = await asyncio.to_thread(self.sweep, datetime.now(UTC))
+                swept = await self._thread.run(partial(self.sweep, datetime.now(UTC)))
             except (Unavailable, Refused) as error:
                 self._failed(str(error))
             except Exception:  # noqa: BLE001 - whatever it is, the sweeper must live on

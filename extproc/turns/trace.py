@@ -47,6 +47,7 @@ second at most when parts pile up."""
 
 # clickhouse-connect logs each failed request as well; those that matter here are exceptions.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
+logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 class TraceRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -87,10 +87,14 @@ class Stored:
 class Chain:
     url: str
     proxy: envoy.Envoy
-    observer: Observer
+    observers: list[Observer]
     postgres: postgres_side.Database
     valkey: valkey_side.Server
     clickhouse: clickhouse_side.ClickHouse
+
+    @property
+    def observer(self) -> Observer:
+        return self.observers[0]
 
     def stored(self) -> Stored:
         with self.postgres.connect() as connection:
@@ -112,9 +116,8 @@ class Chain:
         """Until Envoy's health checks have reached the observer that runs now."""
         name = "cluster.extproc_observer.health_check.success"
         wanted = self._stat(name) + 1
-        eventually(
-            lambda: self._stat(name) >= wanted and self._stat("cluster.extproc_observer.membership_healthy") == 1
-        )
+        healthy = "cluster.extproc_observer.membership_healthy"
+        eventually(lambda: self._stat(name) >= wanted and self._stat(healthy) == len(self.observers))
 
     def _stat(self, name: str) -> int:
         text = httpx2.get(f"http://{self.proxy.admin}/stats", params={"filter": f"^{name}$"}).text
@@ -164,7 +167,7 @@ def eventually(is_so: Callable[[], bool], explain: Callable[[], Any] = lambda: "
 
 
 @contextmanager
-def chain(binary: Path, directory: Path, postgres: postgres_side.Database) -> Iterator[Chain]:
+def chain(binary: Path, directory: Path, postgres: postgres_side.Database, observers: int = 1) -> Iterator[Chain]:
     with (
         valkey_side.valkey(directory / "valkey") as valkey,
         clickhouse_side.running(directory / "clickhouse") as clickhouse,
@@ -176,28 +179,30 @@ def chain(binary: Path, directory: Path, postgres: postgres_side.Database) -> It
             "IBEX_BROKER_URL": valkey.url,
             "IBEX_CLICKHOUSE_URL": clickhouse.url,
         }
-        observer = Observer(directory, settings)
-        proxy = _envoy(binary, directory, observer.address, provider)
+        started = [Observer(directory, settings) for _ in range(observers)]
+        proxy = _envoy(binary, directory, [each.address for each in started], provider)
         try:
-            observer.start()
+            for each in started:
+                each.start()
             proxy.wait_ready()
             listen = envoy.load(directory / "envoy.yaml")["static_resources"]["listeners"][0]["address"]
             port = listen["socket_address"]["port_value"]
-            one = Chain(f"http://127.0.0.1:{port}", proxy, observer, postgres, valkey, clickhouse)
+            one = Chain(f"http://127.0.0.1:{port}", proxy, started, postgres, valkey, clickhouse)
             one.await_observer()
             yield one
         finally:
-            observer.kill()
+            for each in started:
+                each.kill()
             proxy.stop()
 
 
-def _envoy(binary: Path, directory: Path, observer: Address, provider: Provider) -> envoy.Envoy:
+def _envoy(binary: Path, directory: Path, observers: list[Address], provider: Provider) -> envoy.Envoy:
     """Without a context filter: what is drilled here comes after the answer."""
     plan = envoy.Plan(
         listen=Address("127.0.0.1", envoy.free_port()),
         admin=Address("127.0.0.1", envoy.free_port()),
         filters=[Address("127.0.0.1", envoy.free_port())],
-        observers=[observer],
+        observers=observers,
         provider=envoy.Provider(provider.address),
         org_id=ORG,
         agent_id=AGENT,

@@ -70,7 +70,7 @@ class Systems:
                     "INSERT OR IGNORE INTO checkpoints (request_id, text) VALUES (?, ?)", (request, text)
                 ).rowcount
                 (index,) = db.execute("SELECT turn_index FROM checkpoints WHERE request_id = ?", (request,)).fetchone()
-                results.append(Written(index, bool(is_new)))
+                results.append(Written(index, bool(is_new), entry.turn.session_id, is_same=True))
         return results
 
     def send(self, tasks: Sequence[ExtractionTask]) -> None:

@@ -92,3 +92,23 @@ def test_what_is_on_its_way_at_sigterm_is_not_lost(drill: Chain) -> None:
     drill.observer.start()
     eventually(lambda: drill.stored().counts() == (len(load.answered),) * 3, lambda: drill.stored().counts())
     assert drill.stored().checkpoints.keys() == set(load.answered)
+
+
+@pytest.mark.timeout(200)
+def test_two_observers_that_are_restarted_in_turn_lose_no_turn(
+    envoy_binary: Path, tmp_path: Path, postgres: postgres_side.Database
+) -> None:
+    with chain(envoy_binary, tmp_path, postgres, observers=2) as drill:
+        with Load(drill.url, pause_s=0.02) as load:
+            for observer in drill.observers:
+                drill.await_observer()
+                assert observer.terminate() == 0
+                observer.start()
+            drill.await_observer()
+        answered = set(load.answered)
+        eventually(
+            lambda: drill.stored().counts() == (len(answered),) * 3, lambda: (len(answered), drill.stored().counts())
+        )
+        stored = drill.stored()
+        assert stored.checkpoints.keys() == answered
+        expect_once_each(stored)

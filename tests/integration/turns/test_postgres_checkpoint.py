@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -21,24 +24,33 @@ from extproc.memory.store import StoreError, open_store
 from extproc.settings import StoreSettings, load
 from extproc.turns.checkpoint import DatabaseCheckpoints
 from extproc.turns.sinks import Refused, Unavailable, Written
-from extproc.turns.turn import session_id
 from tests.integration.turns import postgres_side
 from tests.unit.turns.test_checkpoint import (
-    AGENT,
     RETENTION_S,
     TestConcurrency,
     TestErrors,
     TestReplay,
     TestRows,
+    TestSessionOfAnotherProgram,
     TestStatus,
     counted,
     entry,
     org,
     rows,
     sink,
+    stored,
 )
 
-__all__ = ["TestConcurrency", "TestErrors", "TestReplay", "TestRows", "TestStatus", "org", "sink"]
+__all__ = [
+    "TestConcurrency",
+    "TestErrors",
+    "TestReplay",
+    "TestRows",
+    "TestSessionOfAnotherProgram",
+    "TestStatus",
+    "org",
+    "sink",
+]
 
 TENANT_TABLES = {"sessions", "checkpoints", "turns", "failed_tasks"}
 
@@ -111,7 +123,7 @@ class TestMigrations:
                 )
             database = Database(postgres.url.replace(postgres.role, other.role, 1))
             try:
-                assert DatabaseCheckpoints(database, RETENTION_S).write([entry(org, "r1")]) == [Written(0, True)]
+                assert DatabaseCheckpoints(database, RETENTION_S).write([entry(org, "r1")]) == [stored(org, 0)]
             finally:
                 database.close()
                 with postgres.connect() as connection:
@@ -266,7 +278,7 @@ class TestFailures:
                 sink.write([entry(org, "r2", 1)])
             assert postgres.password not in str(caught.value)
         postgres.start()
-        assert sink.write([entry(org, "r1"), entry(org, "r2", 1)]) == [Written(0, False), Written(1, True)]
+        assert sink.write([entry(org, "r1"), entry(org, "r2", 1)]) == [stored(org, 0, is_new=False), stored(org, 1)]
 
     def test_a_restart_between_two_batches_is_not_noticed(
         self, sink: DatabaseCheckpoints, postgres: postgres_side.Database, org: str
@@ -274,7 +286,7 @@ class TestFailures:
         sink.write([entry(org, "r1")])
         postgres.stop()
         postgres.start()
-        assert sink.write([entry(org, "r2", 1)]) == [Written(1, True)]
+        assert sink.write([entry(org, "r2", 1)]) == [stored(org, 1)]
 
     def test_a_server_that_is_away_at_start_is_no_error_of_the_start(
         self, postgres: postgres_side.Database, org: str
@@ -285,7 +297,7 @@ class TestFailures:
         with pytest.raises(Unavailable, match="refused"):
             sink.write([entry(org, "r1")])
         postgres.start()
-        assert sink.write([entry(org, "r1")]) == [Written(0, True)]
+        assert sink.write([entry(org, "r1")]) == [stored(org, 0)]
         sink.close()
 
     def test_a_replica_that_only_reads_is_unavailable_until_it_writes(
@@ -301,7 +313,49 @@ class TestFailures:
         with postgres.connect() as connection:
             connection.execute("SET TRANSACTION READ WRITE")
             connection.execute(f'ALTER DATABASE "{postgres.name}" RESET default_transaction_read_only')
-        assert sink.write([entry(org, "r2", 1)]) == [Written(1, True)]
+        assert sink.write([entry(org, "r2", 1)]) == [stored(org, 1)]
+
+    @pytest.mark.parametrize("is_connected", [True, False])
+    def test_a_server_that_stands_still_is_unavailable_in_time_and_found_again(
+        self, url: str, org: str, postgres: postgres_side.Database, *, is_connected: bool
+    ) -> None:
+        database = Database(url)
+        if is_connected:
+            counted(database, org)
+        with frozen(postgres):
+            for _ in range(2):  # the second has no connection in any case
+                began = time.monotonic()
+                with pytest.raises(StoreError, match=r"does not answer|timeout"):
+                    database.run(lambda connection: act_for(connection, org), limit_s=0.5)
+                assert time.monotonic() - began < 8
+            began = time.monotonic()
+            database.close()
+            assert time.monotonic() - began < 4
+        assert counted(database, org) == [0, 0, 0]
+        database.close()
+
+    def test_a_server_that_stops_still_in_the_middle_of_a_batch_stores_it_when_asked_again(
+        self, sink: DatabaseCheckpoints, database: Database, postgres: postgres_side.Database, org: str
+    ) -> None:
+        counted(database, org)
+
+        def freeze_then_ask(connection: Any) -> None:
+            act_for(connection, org)
+            with frozen(postgres):
+                connection.execute(sessions.select()).all()
+
+        with pytest.raises(StoreError, match="does not answer"):
+            database.run(freeze_then_ask, limit_s=0.5)
+        assert sink.write([entry(org, "r1")]) == [stored(org, 0)]
+
+    def test_what_only_reads_cannot_write(self, database: Database, org: str) -> None:
+        def write(connection: Any) -> None:
+            act_for(connection, org)
+            connection.execute(sessions.update().values(status="error"))
+
+        with pytest.raises(StoreError, match="read-only"):
+            database.run(write, writes=False)
+        database.run(write)
 
     def test_a_lock_that_somebody_keeps_is_unavailable(
         self, database: Database, postgres: postgres_side.Database, org: str, monkeypatch: pytest.MonkeyPatch
@@ -314,7 +368,7 @@ class TestFailures:
             connection.execute("SELECT 1 FROM ibex_core.sessions FOR UPDATE")
             with pytest.raises(Unavailable, match="lock timeout"):
                 sink.write([entry(org, "r2", 1)])
-        assert sink.write([entry(org, "r2", 1)]) == [Written(1, True)]
+        assert sink.write([entry(org, "r2", 1)]) == [stored(org, 1)]
 
     def test_missing_rights_are_unavailable_and_no_reason_to_lose_a_turn(
         self, sink: DatabaseCheckpoints, postgres: postgres_side.Database, org: str
@@ -358,8 +412,7 @@ class TestFailures:
         *,
         turned: bool,
     ) -> None:
-        names = sorted(["s1", "s2"], key=lambda name: session_id(org, AGENT, None, name))
-        first, last = names
+        first, last = names = ["s1", "s2"]
         sink.write([entry(org, f"first {name}", session=name) for name in names])
         batch = [entry(org, f"second {name}", 1, session=name) for name in names]
         lock = "SELECT 1 FROM ibex_core.sessions WHERE external_id = %s FOR UPDATE SKIP LOCKED"
@@ -376,7 +429,7 @@ class TestFailures:
         self, sink: DatabaseCheckpoints, database: Database, postgres: postgres_side.Database, org: str
     ) -> None:
         """Another program takes the same two sessions in the other order."""
-        names = sorted(["s1", "s2"], key=lambda name: session_id(org, AGENT, None, name))
+        names = ["s1", "s2"]
         sink.write([entry(org, f"first {name}", session=name) for name in names])
         lock = "SELECT 1 FROM ibex_core.sessions WHERE external_id = %s FOR UPDATE"
         with ThreadPoolExecutor(1) as threads, postgres.connect() as other:
@@ -392,6 +445,26 @@ class TestFailures:
                 other.commit()
             assert [one.is_new for one in writing.result(20)] == [True, True]
         assert counted(database, org)[1] == 4
+
+
+@contextmanager
+def frozen(postgres: postgres_side.Database) -> Iterator[None]:
+    """The server's processes stand still: their connections stay open, and the system even accepts new ones."""
+    server = postgres.server._process
+    assert server is not None
+    processes: list[psutil.Process] = []
+    try:
+        for _ in range(2):  # the first among them makes no others after that
+            parent = psutil.Process(server.pid)
+            parent.suspend()
+            processes = [parent, *parent.children(recursive=True)]
+            for process in processes[1:]:
+                process.suspend()
+        yield
+    finally:
+        for process in reversed(processes):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def _wait_for_a_waiter(postgres: postgres_side.Database) -> None:

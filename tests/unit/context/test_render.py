@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from extproc.context.render import WRAPPER_TOKENS, item_tokens, nonce, render, visible
 from extproc.memory.model import InvalidValue, Memory, Namespace
-from extproc.memory.text import estimate_tokens
+from extproc.memory.tokens import estimate_tokens
 
 MakeMemory = Callable[..., Memory]
 NONCE = "0123456789ab"

@@ -89,6 +89,7 @@ class Watched:
     limits: ObservationLimits = field(default_factory=ObservationLimits)
     room: Room = field(default_factory=lambda: Room(64 * 1024 * 1024))
     lost: bool = False
+    ended_at_ms: float = 99.0
     is_drained: bool = True
 
     def open(self) -> Observation:
@@ -132,7 +133,7 @@ class Watched:
         if self.lost:
             one.lose_sight()
         try:
-            return one.finish(self.identity, self.traceparent, STARTED, 99.0)
+            return one.finish(self.identity, self.traceparent, STARTED, self.ended_at_ms)
         finally:
             one.forget()
 
@@ -378,7 +379,7 @@ def test_trace_context_is_envoys_own_else_the_clients_if_well_formed(
     assert turn(traceparent=of_stream, headers={"traceparent": of_header}).traceparent == expected
 
 
-@pytest.mark.parametrize("value", ["1", "true", "YES", " on ", "True"])
+@pytest.mark.parametrize("value", ["1", "true", "YES", " on ", "True", "1,1", "0, 1"])
 def test_a_clear_yes_skips_extraction_and_leaves_no_text(value: str) -> None:
     observed = observe(headers={"x-ibex-skip-extraction": value})
     assert observed.turn.skip_extraction
@@ -386,7 +387,7 @@ def test_a_clear_yes_skips_extraction_and_leaves_no_text(value: str) -> None:
     assert observed.text is None
 
 
-@pytest.mark.parametrize("value", [None, "", "0", "false", "no", "maybe", "1,1"])
+@pytest.mark.parametrize("value", [None, "", "0", "false", "no", "maybe", "0,0"])
 def test_anything_else_skips_nothing(value: str | None) -> None:
     observed = observe(headers={"x-ibex-skip-extraction": value})
     assert not observed.turn.skip_extraction
@@ -447,7 +448,7 @@ def test_how_an_exchange_ended(given: dict[str, Any], end: End, has_checkpoint: 
 def test_a_client_that_leaves_at_the_last_event_got_the_whole_answer() -> None:
     """Libraries close the connection at `[DONE]`; and where trailers follow, no chunk ends the body."""
     observed = observe(answer_ends=False)
-    assert (observed.turn.end, observed.turn.total_ms) == (End.COMPLETE, 99.0)
+    assert observed.turn.end is End.COMPLETE
     assert observed.text == TurnText(QUESTION, "It is new.")
 
 
@@ -776,8 +777,14 @@ def test_an_answer_without_a_body_has_no_first_byte() -> None:
     assert (found.ttfb_ms, found.chunks, found.total_ms) == (None, 0, 10.0)
 
 
-def test_an_answer_that_broke_off_lasted_until_envoy_closed() -> None:
-    assert turn(answer=[event("x")], answer_ends=False).total_ms == 99.0
+@pytest.mark.parametrize(("closed_at_ms", "total_ms"), [(99.0, 20.0), (1019.0, 20.0), (3000.0, 2000.0)])
+def test_an_answer_that_broke_off_lasted_until_it_did_and_not_until_envoy_closed(
+    closed_at_ms: float, total_ms: float
+) -> None:
+    """Envoy closes the stream a second late; the last byte came at 20 ms."""
+    broken = turn(answer=[event("x")], answer_ends=False, ended_at_ms=closed_at_ms)
+    assert broken.total_ms == total_ms
+    assert broken.completion_hash is None
 
 
 # Room

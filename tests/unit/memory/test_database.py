@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from extproc.memory.database import Database, migrate, open_engine, shown_url
 from extproc.memory.schema import sessions
@@ -97,6 +100,56 @@ class TestTransactions:
         with pytest.raises(RuntimeError):
             database.run(half)
         assert database.run(lambda connection: connection.execute(text("SELECT count(*) FROM sweeps")).scalar()) == 0
+        database.close()
+
+    def test_what_only_reads_waits_for_no_writer(
+        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("extproc.memory.database.BUSY_TIMEOUT_MS", 20)
+        database = Database(url)
+        database.run(lambda connection: connection.execute(text("SELECT 1")))
+        raw = sqlite3.connect(tmp_path / "memories.db", isolation_level=None)
+        raw.execute("BEGIN IMMEDIATE")
+        assert database.run(lambda connection: connection.execute(sessions.select()).all(), writes=False) == []
+        with pytest.raises(StoreError, match="locked"):
+            database.run(lambda connection: connection.execute(sessions.select()).all())
+        raw.close()
+        database.close()
+
+    def test_twice_as_many_as_its_connections_run_at_once(self, url: str) -> None:
+        database = Database(url, connections=3)
+        together = threading.Barrier(6)
+        with ThreadPoolExecutor(6) as threads:
+            running = [threads.submit(database.run, lambda _: together.wait(10), writes=False) for _ in range(6)]
+            assert sorted(one.result(20) for one in running) == list(range(6))
+        database.close()
+
+    def test_threads_that_come_first_at_once_open_it_once(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened: list[str] = []
+
+        def noted(url: str) -> None:
+            opened.append(url)
+            migrate(url)
+
+        monkeypatch.setattr("extproc.memory.database.migrate", noted)
+        database = Database(url)
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda _: database.run(lambda connection: None), range(4)))
+        assert opened == [url]
+        database.close()
+
+    @pytest.mark.parametrize(("limit_s", "attempts"), [(60.0, 4), (0.0, 1)])
+    def test_a_connection_that_dies_is_replaced_within_the_limit(self, url: str, limit_s: float, attempts: int) -> None:
+        database = Database(url)
+        tried: list[object] = []
+
+        def die(connection: object) -> None:
+            tried.append(connection)
+            raise DBAPIError("", {}, Exception("gone"), connection_invalidated=True)
+
+        with pytest.raises(StoreError):
+            database.run(die, limit_s)
+        assert len(tried) == attempts
         database.close()
 
     def test_the_memory_store_may_use_the_same_file(self, url: str) -> None:

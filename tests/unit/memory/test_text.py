@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.memory.text import Subject, estimate_tokens, parse_query, stems
+from extproc.memory.text import Subject, parse_query, stems
+from extproc.memory.tokens import estimate_tokens
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,9 @@ class Database:
         self.refusal: type[Exception] = ValueError
         self.calls: list[int] = []
         self.rows: dict[str, tuple[int, TurnText | None]] = {}
+        self.turns: dict[str, Turn] = {}
+        self.sessions: dict[str, str] = {}
+        """Rows that another program made, by the ids that the turns have for them."""
         self.is_closed = False
 
     def write(self, entries: Sequence[Entry]) -> list[Written]:
@@ -62,7 +65,9 @@ class Database:
         for entry in entries:
             is_new = entry.turn.request_id not in self.rows
             index, _ = self.rows.setdefault(entry.turn.request_id, (len(self.rows), entry.text))
-            results.append(Written(index, is_new))
+            stored = self.turns.setdefault(entry.turn.request_id, entry.turn)
+            session = self.sessions.get(stored.session_id, stored.session_id)
+            results.append(Written(index, is_new, session, is_same=stored == entry.turn))
         return results
 
     def close(self) -> None:

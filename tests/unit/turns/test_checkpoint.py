@@ -55,6 +55,33 @@ def entry(
     return Entry(0, turn, text)
 
 
+def stored(
+    org: str,
+    turn_index: int,
+    *,
+    is_new: bool = True,
+    is_same: bool = True,
+    session: str = "s1",
+    user: str | None = None,
+) -> Written:
+    return Written(turn_index, is_new, session_id(org, AGENT, user, session), is_same)
+
+
+def add_session(database: Database, org: str, session: str = "s1", user: str | None = None) -> str:
+    """As another program would make it. Returns its id."""
+    its_id = str(uuid.uuid4())
+    numbers = dict.fromkeys(("turn_count", "total_input_tokens", "total_output_tokens", "total_latency_ms"), 0)
+    names = {"id": its_id, "org_id": org, "agent_id": AGENT, "user_id": user, "external_id": session}
+    others = {"status": "active", "model": "", "provider": "", "created_at": NOW, "updated_at": NOW}
+
+    def write(connection: Any) -> None:
+        act_for(connection, org)
+        connection.execute(sessions.insert(), {**names, **numbers, **others})
+
+    database.run(write)
+    return its_id
+
+
 def rows(database: Database, table: Table, org: str) -> Sequence[Any]:
     def read(connection: Any) -> Sequence[Any]:
         act_for(connection, org)
@@ -116,7 +143,7 @@ class TestRows:
             "context_tokens": 40,
             "context_fallback": False,
         }
-        assert sink.write([entry(org, "r1", user_id="u1", **facts)]) == [Written(0, is_new=True)]
+        assert sink.write([entry(org, "r1", user_id="u1", **facts)]) == [stored(org, 0, user="u1")]
         (session,) = rows(database, sessions, org)
         its_id = session_id(org, AGENT, "u1", "s1")
         assert session._asdict() == {
@@ -237,7 +264,7 @@ class TestReplay:
         batch = [entry(org, "r1", input_tokens=5), entry(org, "r2", 1, input_tokens=5)]
         sink.write(batch)
         before = [rows(database, table, org) for table in (sessions, checkpoints, turns)]
-        assert sink.write(batch) == [Written(0, is_new=False), Written(1, is_new=False)]
+        assert sink.write(batch) == [stored(org, 0, is_new=False), stored(org, 1, is_new=False)]
         assert [rows(database, table, org) for table in (sessions, checkpoints, turns)] == before
 
     def test_known_and_new_turns_may_come_together(
@@ -245,21 +272,60 @@ class TestReplay:
     ) -> None:
         sink.write([entry(org, "r1")])
         written = sink.write([entry(org, "r2", 1), entry(org, "r1"), entry(org, "r3", 2)])
-        assert written == [Written(1, is_new=True), Written(0, is_new=False), Written(2, is_new=True)]
+        assert written == [stored(org, 1), stored(org, 0, is_new=False), stored(org, 2)]
 
     def test_one_request_twice_in_a_batch_is_one_turn(
         self, sink: DatabaseCheckpoints, database: Database, org: str
     ) -> None:
         one = entry(org, "r1")
-        assert sink.write([one, one, entry(org, "r1")]) == [Written(0, True), Written(0, False), Written(0, False)]
+        assert sink.write([one, entry(org, "r1", 3)]) == [stored(org, 0), stored(org, 0, is_new=False, is_same=False)]
         assert counted(database, org) == [1, 1, 1]
 
     def test_a_request_id_that_was_used_in_another_session_makes_no_session(
         self, sink: DatabaseCheckpoints, database: Database, org: str
     ) -> None:
         sink.write([entry(org, "r1")])
-        assert sink.write([entry(org, "r1", session="s2")]) == [Written(0, is_new=False)]
+        assert sink.write([entry(org, "r1", session="s2")]) == [stored(org, 0, is_new=False, is_same=False)]
         assert counted(database, org) == [1, 1, 1]
+
+    @pytest.mark.parametrize("changed", [{"at_s": 7}, {"messages_hash": "c" * 64}, {"completion_hash": "c" * 64}])
+    def test_another_exchange_with_its_request_id_is_not_the_same(
+        self, sink: DatabaseCheckpoints, org: str, changed: dict[str, Any]
+    ) -> None:
+        first, other = entry(org, "r1"), entry(org, "r1", **changed)
+        not_stored = stored(org, 0, is_new=False, is_same=False)
+        assert sink.write([first, other]) == [stored(org, 0), not_stored]
+        assert sink.write([other, first]) == [not_stored, stored(org, 0, is_new=False)]
+        assert sink.write([first, first]) == [stored(org, 0, is_new=False), not_stored]
+
+    def test_a_time_keeps_its_microseconds(self, sink: DatabaseCheckpoints, org: str) -> None:
+        one = entry(org, "r1", 0.123457)
+        sink.write([one])
+        assert [result.is_same for result in sink.write([one])] == [True]
+
+
+class TestSessionOfAnotherProgram:
+    @pytest.mark.parametrize("user", [None, "u1"])
+    def test_its_row_gets_the_turns(
+        self, sink: DatabaseCheckpoints, database: Database, org: str, user: str | None
+    ) -> None:
+        its_id = add_session(database, org, user=user)
+        batch = [entry(org, "r1", user_id=user, input_tokens=5), entry(org, "r2", 1, user_id=user, input_tokens=5)]
+        assert sink.write(batch) == [Written(0, True, its_id, True), Written(1, True, its_id, True)]
+        (session,) = rows(database, sessions, org)
+        assert (session.id, session.turn_count, session.total_input_tokens) == (its_id, 2, 10)
+        for table in (checkpoints, turns):
+            assert [row.session_id for row in rows(database, table, org)] == [its_id, its_id]
+
+    def test_a_replay_finds_it(self, sink: DatabaseCheckpoints, database: Database, org: str) -> None:
+        its_id = add_session(database, org)
+        sink.write([entry(org, "r1")])
+        assert sink.write([entry(org, "r1")]) == [Written(0, False, its_id, True)]
+
+    def test_others_in_the_batch_keep_their_own(self, sink: DatabaseCheckpoints, database: Database, org: str) -> None:
+        its_id = add_session(database, org, user="u1")
+        written = sink.write([entry(org, "r1"), entry(org, "r2", user_id="u1")])
+        assert written == [stored(org, 0), Written(0, True, its_id, True)]
 
 
 class TestStatus:
@@ -323,7 +389,7 @@ class TestErrors:
         other = str(uuid.uuid4())
         sink.write([entry(other, "r1")])
         before = rows(database, sessions, other)
-        forged = entry(org, "r2", session_id=session_id(other, AGENT, None, "s1"))
+        forged = entry(org, "r2", session="s2", session_id=session_id(other, AGENT, None, "s1"))
         with pytest.raises(Refused):
             sink.write([entry(org, "r1"), forged])
         assert counted(database, org) == [0, 0, 0]
@@ -366,7 +432,7 @@ class TestSqlite:
             sink.write([entry(org, "r2", 1)])
         raw.execute("ROLLBACK")
         raw.close()
-        assert sink.write([entry(org, "r2", 1)]) == [Written(1, is_new=True)]
+        assert sink.write([entry(org, "r2", 1)]) == [stored(org, 1)]
 
     def test_a_full_disk_is_unavailable(self, sink: DatabaseCheckpoints, database: Database, org: str) -> None:
         sink.write([entry(org, "r1")])
@@ -388,7 +454,7 @@ class TestSqlite:
     ) -> None:
         sink.write([entry(org, "r1")])
         Path(url.removeprefix("sqlite:///")).rename(Path(url.removeprefix("sqlite:///")).with_suffix(".away"))
-        assert sink.write([entry(org, "r2")]) == [Written(0, is_new=True)]
+        assert sink.write([entry(org, "r2")]) == [stored(org, 0)]
 
 
 @given(st.text(st.characters(codec=None)))

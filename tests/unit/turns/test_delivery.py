@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,11 +165,75 @@ def test_another_exchange_with_the_same_request_id_is_counted_and_named(side: Si
     with capture_logs() as logs:
         side.put("r1")
         wait_for(side.is_empty)
-        side.put("r1", "r2", "r2")
+        side.put("r1", "r2", messages_hash="another")
+        side.put("r2")
         wait_for(side.is_empty)
     assert side.count("duplicate_turns_total") == 2
     assert [line["request_id"] for line in logs if line["log_level"] == "warning"] == ["r1", "r2"]
     assert len(side.queue.sent) == 2
+
+
+def test_a_request_id_that_is_used_again_during_an_outage_is_a_duplicate_all_the_same(side: Side) -> None:
+    side.database.failing = Unavailable("nobody there")
+    side.start()
+    side.put("r1")
+    side.put("r1", session_id="another session")
+    wait_for(lambda: 2 in side.database.calls)
+    with capture_logs() as logs:
+        side.database.failing = None
+        wait_for(side.is_empty)
+    assert side.count("duplicate_turns_total") == 1
+    (line,) = [line for line in logs if line["log_level"] == "warning"]
+    assert (line["request_id"], line["session_id"]) == ("r1", "another session")
+    assert [task.session_id for task in side.queue.sent] == [turn().session_id]
+
+
+def test_a_task_is_for_the_row_that_the_session_has_also_after_a_restart(side: Side) -> None:
+    side.database.sessions = {turn().session_id: "a row that another program made"}
+    side.queue.failing = Unavailable("nobody there")
+    side.start()
+    side.put("r1")
+    wait_for(lambda: side.outbox.files()[0].state(Consumer.ENQUEUE).depth)
+    side.close(timeout_s=0.5)
+    side.open()
+    side.queue.failing = None
+    side.start()
+    wait_for(side.is_empty)
+    (task,) = side.queue.sent
+    row = "a row that another program made"
+    assert (task.id, task.session_id) == (task_id(ORG, row, 0), row)
+
+
+def test_a_sink_that_does_not_come_back_is_not_well_and_that_is_said_once(side: Side) -> None:
+    original, may_return = side.database.write, threading.Event()
+
+    def hang(entries: Any) -> Any:
+        may_return.wait(30)
+        return original(entries)
+
+    side.database.write = hang  # type: ignore[method-assign]
+    pace = Pace(gather_s=0.0, trace_gather_s=0.0, hanging_s=0.05)
+    delivery = side.delivery = Delivery(side.outbox, side.database, side.queue, side.traces, pace)
+    assert delivery.is_well(Consumer.CHECKPOINT)
+    try:
+        with capture_logs() as logs:
+            delivery.start()
+            side.put("r1")
+            wait_for(lambda: not delivery.is_well(Consumer.CHECKPOINT))
+            wait_for(lambda: look(side.outbox.files()[0].path).states[Consumer.CHECKPOINT].problem)
+            wait_for(lambda: side.traces.rows == ["r1"])
+            assert delivery.is_well(Consumer.TRACE)
+            threading.Event().wait(0.2)  # several looks
+            may_return.set()
+            wait_for(side.is_empty)
+            wait_for(lambda: look(side.outbox.files()[0].path).states[Consumer.CHECKPOINT].problem == "")
+    finally:
+        may_return.set()
+    assert delivery.is_well(Consumer.CHECKPOINT)
+    assert [(line["log_level"], line["consumer"]) for line in logs] == [
+        ("warning", Consumer.CHECKPOINT),
+        ("info", Consumer.CHECKPOINT),
+    ]
 
 
 def test_one_that_is_sent_again_after_an_outage_is_no_duplicate(side: Side) -> None:

@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from extproc.turns._file import OutboxFile
 from extproc.turns._outside import look, retry_set_aside, set_aside_entries
-from extproc.turns._slot import Slot, claim_left_behind, claim_new
+from extproc.turns._slot import Slot, claim_left_behind, claim_new, is_held
 from extproc.turns._tables import Batch, Consumer, FileTrouble, FileUnusable, Mark, NewRow
 from extproc.turns.outbox import Backoff, Outbox, OutboxError
 from extproc.turns.turn import End, TurnText
@@ -52,7 +52,7 @@ def taken(file: OutboxFile, consumer: Consumer, most: int = 100) -> Batch:
 
 def write(file: OutboxFile, most: int = 100, index: int | None = 0) -> None:
     batch = taken(file, CHECKPOINT, most)
-    file.written(batch, [Mark(index, "")] * len(batch.rows))
+    file.written(batch, [Mark(index, "", "")] * len(batch.rows))
 
 
 @pytest.fixture
@@ -172,6 +172,17 @@ def test_erased_text_is_in_no_file_once_it_is_tidied(file: OutboxFile, tmp_path:
     assert all(secret[:17] not in path.read_bytes() for path in tmp_path.iterdir())
 
 
+def test_text_that_a_killed_process_erased_is_in_no_file_after_the_next_start(file: OutboxFile, tmp_path: Path) -> None:
+    secret = b"the user's words " * 1000
+    file.append([row(1, text=secret)])
+    file.make_log_reusable()
+    write(file)
+    again = crashed(file, tmp_path / "crashed")
+    again.tidy()
+    assert all(secret[:17] not in path.read_bytes() for path in (tmp_path / "crashed").iterdir())
+    again.close()
+
+
 def test_room_is_given_back_to_the_disk(file: OutboxFile, tmp_path: Path) -> None:
     file.append([row(number, text=b"x" * 10_000) for number in range(200)])
     for consumer in (CHECKPOINT, ENQUEUE, TRACE):
@@ -218,7 +229,7 @@ def test_a_corrupt_file_is_put_away_and_numbers_go_on(tmp_path: Path) -> None:
         damage(file)
     file.append([row(2)])
     assert taken(file, CHECKPOINT).rows[0].seq > batch.rows[0].seq
-    file.written(batch, [Mark(0, "")])
+    file.written(batch, [Mark(0, "", "")])
     assert numbers(file.take(CHECKPOINT, 9)) == [2]
     assert file.corrupted == 2
     file.close()
@@ -286,7 +297,7 @@ def test_a_failed_note_leaves_the_counts_as_the_tables_are(file: OutboxFile, mon
     assert file._quick is not None
     file._quick.execute("PRAGMA query_only = ON")
     with pytest.raises(FileTrouble):
-        file.written(batch, [Mark(0, "")] * 2)
+        file.written(batch, [Mark(0, "", "")] * 2)
     file._quick.execute("PRAGMA query_only = OFF")
     with monkeypatch.context() as broken:
         broken.setattr(file, "_find_oldest", fail)  # the last thing before the commit
@@ -327,6 +338,37 @@ def test_a_task_that_is_brought_back_has_its_index(file: OutboxFile) -> None:
     assert file.state(TRACE).depth == 2
     write(file, index=5)
     assert [one.turn_index for one in taken(file, ENQUEUE).rows] == [4, 5]
+
+
+def test_the_row_of_its_session_stays_with_a_task(file: OutboxFile) -> None:
+    file.append([row(1)])
+    batch = taken(file, CHECKPOINT)
+    file.written(batch, [Mark(4, "", "the row")])
+    only = taken(file, ENQUEUE).rows[0]
+    assert only.session_id == "the row"
+    file.set_aside(ENQUEUE, only, "Refused")
+    assert retry_set_aside(file.path, ENQUEUE, []) == 1
+    assert file.notice_others()
+    assert file.pass_all(CHECKPOINT)
+    assert [(one.turn_index, one.session_id) for one in taken(file, ENQUEUE).rows] == [(4, "the row")]
+
+
+def test_a_file_of_the_version_before_goes_on(file: OutboxFile) -> None:
+    file.append([row(1), row(2)])
+    write(file, most=1, index=3)
+    assert file._quick is not None
+    for statement in (
+        "ALTER TABLE entries DROP COLUMN session_id",
+        "ALTER TABLE set_aside DROP COLUMN session_id",
+        "PRAGMA user_version = 1",
+    ):
+        file._quick.execute(statement)
+    file.close()
+    again = OutboxFile(file.path)
+    assert [(one.turn_index, one.session_id) for one in taken(again, ENQUEUE).rows] == [(3, "")]
+    assert numbers(taken(again, CHECKPOINT)) == [2]
+    again.close()
+    OutboxFile(file.path).close()
 
 
 def crashed(file: OutboxFile, directory: Path) -> OutboxFile:
@@ -381,7 +423,7 @@ class OutboxMachine(RuleBasedStateMachine):
         if batch is None or fails:
             return
         assert all(one.text == (b"t" if int(one.turn) in self.wants_task else None) for one in batch.rows)
-        self.file.written(batch, [Mark(None if lacks_index else one.seq, "") for one in batch.rows])
+        self.file.written(batch, [Mark(None if lacks_index else one.seq, "", "") for one in batch.rows])
         done = numbers(batch)
         del self.due[CHECKPOINT][: len(done)]
         if not lacks_index:
@@ -629,7 +671,7 @@ def test_above_the_cap_traces_go_first_then_texts_then_turns(
 
     put(30)
     while (batch := file.take(CHECKPOINT, 100)) is not None:
-        file.written(batch, [Mark(0, "")] * len(batch.rows))
+        file.written(batch, [Mark(0, "", "")] * len(batch.rows))
     file.pass_all(ENQUEUE)
     with capture_logs() as logs:
         put(130)
@@ -720,6 +762,175 @@ def test_a_file_with_something_set_aside_stays(make_outbox: MakeOutbox) -> None:
     living = make_outbox(look_s=0.05)
     assert living.files()[0].path == path
     assert not living.files()[0].close_for_removal()
+
+
+def remove_files(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("remove", [remove_files, shutil.rmtree])
+def test_files_that_are_removed_while_they_are_in_use_are_made_again_with_all_that_was_in_them(
+    make_outbox: MakeOutbox, registry: CollectorRegistry, tmp_path: Path, remove: Callable[[Path], None]
+) -> None:
+    outbox = make_outbox(registry=registry, look_s=0.05)
+    outbox.put(turn("r1"), TEXT)
+    assert outbox.flush(5)
+    file = outbox.files()[0]
+    batch = taken(file, TRACE)
+    with capture_logs() as logs:
+        remove(tmp_path / "state")
+        outbox.put(turn("r2"), TEXT)
+        wait_for(lambda: [line for line in logs if line["log_level"] == "error"])
+        assert outbox.flush(10)
+    assert len([line for line in logs if line["log_level"] == "error"]) == 1
+    file.done(batch)
+    outbox.put(turn("r3"), TEXT)
+    assert outbox.flush(5)
+    wait_for(lambda: registry.get_sample_value("ibex_outbox_corrupt_files_total") == 1)
+    outbox.close()
+    again = OutboxFile(tmp_path / "state" / "outbox-0.db")
+    assert [one.seq for one in taken(again, CHECKPOINT).rows] == [1, 2, 3]
+    assert [one.seq for one in taken(again, TRACE).rows] == [2, 3]
+    again.close()
+
+
+def test_a_file_that_is_replaced_under_its_owner_is_left_to_whose_it_is_now(
+    make_outbox: MakeOutbox, tmp_path: Path
+) -> None:
+    first = make_outbox(look_s=0.05)
+    first.put(turn("r1"), TEXT)
+    assert first.flush(5)
+    with capture_logs() as logs:
+        shutil.rmtree(tmp_path / "state")
+        second = make_outbox(look_s=60)
+        second.put(turn("r2"), TEXT)
+        assert second.flush(5)
+        wait_for(lambda: logs)
+    paths = [outbox.files()[0].path for outbox in (first, second)]
+    assert paths[0] != paths[1]
+    for outbox, request in ((first, b"r1"), (second, b"r2")):
+        outbox.close()
+        (only,) = crashed(outbox.files()[0], tmp_path / request.decode())._quick.execute(  # type: ignore[union-attr]
+            "SELECT turn FROM entries"
+        )
+        assert request in only[0]
+
+
+def test_an_adopted_file_that_is_removed_is_made_again_too(make_outbox: MakeOutbox) -> None:
+    living, dead = make_outbox(look_s=0.05), make_outbox(look_s=60)
+    dead.put(turn("r"), TEXT)
+    dead.close()
+    wait_for(lambda: len(living.files()) == 2)
+    adopted = living.files()[1]
+    with capture_logs() as logs:
+        adopted.path.unlink()
+        wait_for(lambda: logs)
+    assert adopted.path.exists()
+    assert adopted.state(TRACE).depth == 1
+    assert not is_held(dead.files()[0].path)
+    living.close()
+    again = make_outbox(look_s=0.05)
+    assert again.files()[0].path == adopted.path
+
+
+def test_a_file_that_cannot_be_made_again_is_said_once_and_tried_again(
+    make_outbox: MakeOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_directory: Path) -> Slot:
+        tries.append(1)
+        raise OSError("no room")
+
+    tries: list[int] = []
+    outbox = make_outbox(look_s=0.02)
+    outbox.put(turn("r1"), TEXT)
+    assert outbox.flush(5)
+    with capture_logs() as logs:
+        with monkeypatch.context() as broken:
+            broken.setattr("extproc.turns.outbox.claim_new", fail)
+            outbox.files()[0].path.unlink()
+            wait_for(lambda: len(tries) > 2)
+        wait_for(outbox.files()[0].is_in_place)
+        wait_for(lambda: len(logs) == 2)
+    assert [line["log_level"] for line in logs] == ["error", "error"]
+    assert numbers_of(outbox.files()[0]) == 1
+
+
+def numbers_of(file: OutboxFile) -> int:
+    return len(taken(file, CHECKPOINT).rows)
+
+
+def test_a_reserve_is_kept_while_there_is_room_and_goes_with_its_file(
+    make_outbox: MakeOutbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearly_full = shutil.disk_usage(tmp_path)._replace(free=16 * MiB)
+    slot = claim_new(tmp_path)
+    reserve = tmp_path / "outbox-0.reserve"
+    with monkeypatch.context() as full:
+        full.setattr("extproc.turns._slot.shutil.disk_usage", lambda _path: nearly_full)
+        slot.keep_reserve(16 * MiB)
+    assert not reserve.exists()
+    slot.release()
+    make_outbox(look_s=0.05)
+    reserve = tmp_path / "state" / "outbox-0.reserve"
+    wait_for(lambda: reserve.exists() and reserve.stat().st_size == MiB)
+    assert stat.S_IMODE(reserve.stat().st_mode) == 0o600
+    (left,) = [found for found in [claim_new(tmp_path / "state")] if found.file.name == "outbox-1.db"]
+    left.keep_reserve(0)
+    left.remove()
+    assert not (tmp_path / "state" / "outbox-1.reserve").exists()
+
+
+def test_the_reserve_is_given_up_where_a_file_cannot_be_opened_without(
+    make_outbox: MakeOutbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_with_room(path: Path) -> OutboxFile:
+        if path.with_suffix(".reserve").exists():
+            raise FileTrouble("disk I/O error")
+        return OutboxFile(path)
+
+    first = make_outbox()
+    first.put(turn("r"), TEXT)
+    first.close()
+    first._slot.file.with_suffix(".reserve").write_bytes(bytes(MiB))
+    monkeypatch.setattr("extproc.turns.outbox.OutboxFile", open_with_room)
+    assert make_outbox(look_s=60).files()[0].state(CHECKPOINT).depth == 1
+
+
+def test_a_disk_without_room_and_reserve_says_what_to_do(
+    make_outbox: MakeOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_path: Path) -> OutboxFile:
+        raise FileTrouble("disk I/O error")
+
+    monkeypatch.setattr("extproc.turns.outbox.OutboxFile", fail)
+    with pytest.raises(OutboxError, match="free some megabytes"):
+        make_outbox()
+
+
+def test_every_loss_that_can_occur_is_a_zero_at_first(make_outbox: MakeOutbox, registry: CollectorRegistry) -> None:
+    make_outbox(registry=registry)
+    samples = {
+        (sample.labels["what"], sample.labels["why"]): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "ibex_outbox_dropped_total"
+    }
+    assert samples == dict.fromkeys(
+        [
+            ("trace", "cap"),
+            ("trace", "disk"),
+            ("text", "cap"),
+            ("text", "disk"),
+            ("text", "behind"),
+            ("turn", "cap"),
+            ("turn", "disk"),
+            ("turn", "behind"),
+            ("turn", "closed"),
+            ("turn", "bug"),
+        ],
+        0.0,
+    )
 
 
 def test_waits_grow_with_jitter_and_start_again() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -16,15 +18,15 @@ from sqlalchemy import update
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from extproc.memory.database import Database, act_for
+from extproc.memory.database import BUSY_TIMEOUT_MS, Database, act_for
 from extproc.memory.schema import sessions, turns
 from extproc.turns.checkpoint import DatabaseCheckpoints
 from extproc.turns.sessions import LeftBehind, Sessions, TerminatedSession
 from extproc.turns.sessions_api import session_routes
 from extproc.turns.sinks import ExtractionTask, Unavailable
 from extproc.turns.sweeper import Sweeper
-from extproc.turns.turn import session_id, task_id
-from tests.unit.turns.test_checkpoint import AGENT, NOW, RETENTION_S, entry, rows
+from extproc.turns.turn import TurnText, session_id, task_id
+from tests.unit.turns.test_checkpoint import AGENT, NOW, RETENTION_S, add_session, entry, rows
 
 HOUR = timedelta(hours=1)
 
@@ -87,6 +89,15 @@ class TestTerminate:
             assert its.terminate(*owner, "s1", NOW) is None
         assert [row.status for row in rows(database, sessions, org)] == ["active"]
 
+    @pytest.mark.parametrize("user", [None, "u1"])
+    def test_one_that_another_program_made_is_found(
+        self, its: Sessions, sink: DatabaseCheckpoints, database: Database, org: str, user: str | None
+    ) -> None:
+        its_id = add_session(database, org, user=user)
+        sink.write([entry(org, "r1", user_id=user)])
+        ended = its.terminate(org, AGENT, user, "s1", NOW + HOUR)
+        assert ended == TerminatedSession(its_id, "s1", "completed", 1, NOW + HOUR)
+
 
 class TestAbandon:
     def test_a_session_without_a_turn_for_long_is_abandoned_until_the_next(
@@ -125,6 +136,47 @@ class TestExpire:
 
     def test_an_empty_database_has_none(self, its: Sessions) -> None:
         assert its.expire_texts(NOW) == 0
+
+
+class TestSqliteLog:
+    @pytest.fixture
+    def log(self, tmp_path: Path) -> Path:
+        return tmp_path / "memories.db-wal"
+
+    def test_a_removed_text_is_in_the_log_no_longer_than_its_readers(
+        self, its: Sessions, sink: DatabaseCheckpoints, org: str, tmp_path: Path, log: Path
+    ) -> None:
+        sink.write([entry(org, "old", -RETENTION_S - 1, text=TurnText("kumquat", ""))])
+        reader = sqlite3.connect(tmp_path / "memories.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM turns").fetchall()
+        began = time.monotonic()
+        assert its.expire_texts(NOW) == 1
+        assert its.expire_texts(NOW) == 0
+        assert time.monotonic() - began < BUSY_TIMEOUT_MS / 1000  # nobody waited for the reader
+        assert b"kumquat" in log.read_bytes()
+        reader.close()
+        assert its.expire_texts(NOW) == 0
+        assert b"kumquat" not in log.read_bytes()
+
+    def test_a_text_that_an_earlier_process_removed_goes_too(
+        self, its: Sessions, sink: DatabaseCheckpoints, database: Database, org: str, log: Path
+    ) -> None:
+        sink.write([entry(org, "old", text=TurnText("kumquat", ""))])
+        database.run(lambda connection: connection.execute(turns.delete()))
+        assert b"kumquat" in log.read_bytes()
+        its.expire_texts(NOW)
+        assert b"kumquat" not in log.read_bytes()
+
+    def test_who_is_left_behind_is_found_while_somebody_writes(
+        self, its: Sessions, sink: DatabaseCheckpoints, org: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("extproc.memory.database.BUSY_TIMEOUT_MS", 20)
+        sink.write([entry(org, "r1", -700)])
+        writer = sqlite3.connect(tmp_path / "memories.db", isolation_level=None)
+        writer.execute("BEGIN IMMEDIATE")
+        assert len(its.left_behind(NOW, 600, 10)) == 1
+        writer.close()
 
 
 class TestLeftBehind:
@@ -368,8 +420,6 @@ class TestApi:
         def terminate(*_: Any) -> None:
             if problem:
                 raise problem
-            import time
-
             time.sleep(0.5)
 
         monkeypatch.setattr(Sessions, "terminate", terminate)
@@ -385,3 +435,28 @@ class TestApi:
         response = client.post("/v1/sessions/s1/terminate", params={"org_id": org, "agent_id": AGENT})
         assert response.status_code == 500
         assert "secret" not in json.dumps(response.json())
+
+    async def test_a_half_sent_request_is_answered_when_the_listener_stops_and_is_no_bug(self, its: Sessions) -> None:
+        """uvicorn cancels what is under way when it stops, and logs whatever comes out of it as an error."""
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/sessions/s1/terminate",
+            "headers": [],
+            "query_string": b"",
+        }
+        app = Starlette(routes=session_routes(its))
+        under_way = asyncio.create_task(app(scope, receive, send))
+        await asyncio.sleep(0.05)
+        under_way.cancel()
+        await asyncio.wait_for(under_way, 5)
+        assert [message.get("status") for message in sent] == [503, None]
+        assert json.loads(sent[1]["body"])["error"]["code"] == "SERVICE_DEGRADED"
