@@ -40,7 +40,10 @@ from tests.unit.turns.test_checkpoint import (
 
 __all__ = ["TestConcurrency", "TestErrors", "TestReplay", "TestRows", "TestStatus", "org", "sink"]
 
-TENANT_TABLES = {"sessions", "checkpoints", "turns", "failed_tasks"}
+TENANT_TABLES = {
+    *("sessions", "checkpoints", "turns", "failed_tasks"),
+    *("agents", "api_tokens", "directives", "directive_versions"),
+}
 
 
 @pytest.fixture
