@@ -11,8 +11,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from extproc.settings import (
+    AuthSettings,
     EngineSettings,
     FilterSettings,
+    GateSettings,
     ObserverSettings,
     SettingsError,
     StoreSettings,
@@ -42,6 +44,11 @@ EXTRAS = {
     "observer": "observer",
     "outbox": "observer",
     "traces": "observer",
+    "gate": "gate",
+    "auth": "auth",
+    "org": "auth",
+    "agent": "auth",
+    "token": "auth",
     "engine": "engine",
     "memory": "engine",
     "migrate": "engine",
@@ -91,6 +98,12 @@ def _mount_optional_commands() -> None:
 
         app.add_typer(outbox, name="outbox")
         app.command("traces")(traces)
+    if find_spec("argon2") is not None and find_spec("sqlalchemy") is not None:
+        from extproc.auth.commands import agents_app, organizations_app, tokens_app
+
+        app.add_typer(organizations_app, name="org")
+        app.add_typer(agents_app, name="agent")
+        app.add_typer(tokens_app, name="token")
 
 
 def _fail(command: str, error: Exception) -> NoReturn:
@@ -121,6 +134,30 @@ def run_observer(
     from extproc import serve
 
     serve.run_observer(load(ObserverSettings, observer_listen=listen, admin_listen=admin, data=data, state_dir=state))
+
+
+@app.command("gate")
+def run_gate(
+    listen: Annotated[str | None, typer.Option(help="host:port or unix:/path for Envoy.")] = None,
+    auth: Annotated[str | None, typer.Option(help="gRPC target of the auth service.")] = None,
+    admin: Annotated[str | None, typer.Option(help="host:port of /health, /ready and /metrics.")] = None,
+) -> None:
+    """Who may pass: Envoy asks it before every request, and takes no answer for a no."""
+    from extproc import serve
+
+    serve.run_gate(load(GateSettings, gate_listen=listen, auth_address=auth, admin_listen=admin))
+
+
+@app.command("auth")
+def run_auth(
+    listen: Annotated[str | None, typer.Option(help="host:port or unix:/path for the gates.")] = None,
+    admin: Annotated[str | None, typer.Option(help="host:port of /health, /ready and /metrics.")] = None,
+    data: DataOption = None,
+) -> None:
+    """The reference auth service: organisations, agents, tokens."""
+    from extproc import serve
+
+    serve.run_auth(load(AuthSettings, auth_listen=listen, admin_listen=admin, data=data))
 
 
 @app.command("engine")

@@ -7,6 +7,7 @@ ready, drain, flush, close, each step with a limit. SIGTERM and SIGINT stop it w
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,8 +20,10 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from extproc.settings import (
+    AuthSettings,
     EngineSettings,
     FilterSettings,
+    GateSettings,
     IdentitySettings,
     ObserverSettings,
     ProcessSettings,
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from extproc.turns.sessions import Sessions
     from extproc.turns.sinks import CheckpointSink, TaskSink, TraceSink
 
-__all__ = ["run_engine", "run_filter", "run_observer", "server_options"]
+__all__ = ["run_auth", "run_engine", "run_filter", "run_gate", "run_observer", "server_options"]
 
 _log = structlog.get_logger("extproc.serve")
 
@@ -47,6 +50,13 @@ _GRPC_OVERHEAD_BYTES = 1024 * 1024
 
 _ENGINE_MESSAGE_BYTES = 4 * 1024 * 1024
 """A query and a few recent messages: far below."""
+
+_AUTH_MESSAGE_BYTES = 1024 * 1024
+"""A token and a few names."""
+_CHECK_MESSAGE_BYTES = 1024 * 1024
+"""A request's headers."""
+_REDIS_TIMEOUT_S = 0.02
+"""For each count of the rate limit: it takes well under 1 ms, and is on every request's way."""
 
 _CLOSE_LIMIT_S = 2.0
 """For each part. The outbox's file is closed by the kernel if a disk that hangs takes longer."""
@@ -77,6 +87,16 @@ def run_observer(settings: ObserverSettings) -> None:
 def run_engine(settings: EngineSettings) -> None:
     """`extproc engine`: until SIGTERM."""
     uvloop.run(_engine(settings))
+
+
+def run_gate(settings: GateSettings) -> None:
+    """`extproc gate`: until SIGTERM."""
+    uvloop.run(_gate(settings))
+
+
+def run_auth(settings: AuthSettings) -> None:
+    """`extproc auth`: until SIGTERM."""
+    uvloop.run(_auth(settings))
 
 
 async def _filter(settings: FilterSettings) -> None:
@@ -247,6 +267,96 @@ async def _engine(settings: EngineSettings) -> None:
     ) as running:
         service.add_to_server(running.server)
         running.closers.extend((service.stop, close_store))
+
+
+async def _auth(settings: AuthSettings) -> None:
+    from extproc.auth.announce import Announcer
+    from extproc.auth.lane import LaneFull
+    from extproc.auth.service import SERVICE_NAME, AuthService
+    from extproc.memory.database import Database
+    from extproc.memory.store import StoreError, store_url
+
+    url = settings.redis_url.get_secret_value()
+    try:
+        database = Database(store_url(settings))
+        service = AuthService(database, Announcer(url) if url else None)
+    except StoreError as error:
+        raise SettingsError(str(error)) from None
+
+    async def is_store_well() -> bool:
+        try:
+            await service.check()
+        except (StoreError, LaneFull):
+            return False
+        return True
+
+    async def close_database() -> None:
+        await asyncio.to_thread(database.close)
+
+    checks = {"database": is_store_well}
+    options = server_options(_AUTH_MESSAGE_BYTES)
+    async with _process(
+        "auth", settings, settings.auth_listen, SERVICE_NAME, options, checks, needed=("database",)
+    ) as running:
+        service.add_to_server(running.server)
+        running.closers.extend((service.stop, close_database))
+        await service.start()
+
+
+async def _gate(settings: GateSettings) -> None:
+    from extproc.gate.agent_cache import AgentCache
+    from extproc.gate.auth_client import AuthClient
+    from extproc.gate.guard import Guard
+    from extproc.gate.limiter import RateLimiter
+    from extproc.gate.principals import Principals
+    from extproc.gate.redis_link import RedisLink
+    from extproc.gate.revocations import RevocationChannel
+    from extproc.gate.service import SERVICE_NAME, Authorizer
+    from extproc.gate.token_cache import TokenCache
+    from extproc.turns.broker import Broker, BrokerUrlError, Mode
+
+    url = settings.redis_url.get_secret_value()
+    try:
+        redis = Broker.parse(url) if url else None
+    except BrokerUrlError as error:
+        raise SettingsError(str(error).replace("IBEX_BROKER_URL", "IBEX_REDIS_URL")) from None
+    if redis is not None and redis.mode is Mode.CLUSTER:
+        raise SettingsError("IBEX_REDIS_URL: rate limits need one server, or Sentinels; a cluster cannot count them")
+    auth = AuthClient(settings.auth_address, settings.auth_timeout_ms / 1e3)
+    cache = TokenCache(settings.token_cache_entries, settings.token_cache_s)
+    principals = Principals(auth, cache, AgentCache(settings.agent_cache_s), Guard())
+    checks = {"auth": lambda: auth.is_ready(timeout_s=1.0)}
+    link = RedisLink(redis, _REDIS_TIMEOUT_S) if redis is not None else None
+    channel = RevocationChannel(redis, cache) if redis is not None else None
+    if link is not None and channel is not None:
+        limits, revocations = link, channel
+
+        async def is_redis_well() -> bool:
+            return limits.is_up and revocations.is_alive
+
+        checks["redis"] = is_redis_well
+    limiter = RateLimiter(link, settings.rate_limit_rpm, settings.rate_limit_agent_rpm) if link is not None else None
+    # Without them a gate answers 503, or counts nothing: to take it out of service would help nobody.
+    async with _process(
+        "gate", settings, settings.gate_listen, SERVICE_NAME, server_options(_CHECK_MESSAGE_BYTES), checks, needed=()
+    ) as running:
+        write_line = running.logs.put_object if settings.log_level in {"debug", "info"} else lambda _line: None
+        authorizer = Authorizer(
+            principals,
+            limiter,
+            denies_uncounted=settings.rate_limit_on_error == "deny",
+            is_traced=bool(settings.otlp_endpoint),
+            write_line=write_line,
+        )
+        authorizer.add_to_server(running.server)
+        if link is not None and channel is not None:
+            channel.start()
+            await link.start()
+            running.closers.extend((channel.close, link.close))
+        running.closers.append(auth.close)
+        # A check leaves no cycles behind; looking for them at the default rate costs a tenth of it (bench/gate.py).
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
 
 
 def server_options(max_message_bytes: int) -> list[tuple[str, int]]:

@@ -14,15 +14,18 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = [
+    "AuthSettings",
     "BrokerSettings",
     "EngineSettings",
     "FilterSettings",
+    "GateSettings",
     "IdentitySettings",
     "ObserverSettings",
     "OutboxSettings",
     "ProcessSettings",
     "Settings",
     "SettingsError",
+    "SharedRedisSettings",
     "StoreSettings",
     "TraceSettings",
     "load",
@@ -190,6 +193,52 @@ class ObserverSettings(ProcessSettings, IdentitySettings, StoreSettings, BrokerS
     )
 
 
+class SharedRedisSettings(Settings):
+    """What gate, auth service and filters share."""
+
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        description="Redis or Valkey with rate limits, token revocations and directives, in the forms of "
+        "`IBEX_BROKER_URL`; empty: no limits, and no token is cached",
+    )
+
+
+class AuthSettings(ProcessSettings, StoreSettings, SharedRedisSettings):
+    """`extproc auth`"""
+
+    auth_listen: str = Field(
+        "127.0.0.1:9105", description="where gates reach the auth service: `host:port` or `unix:/path`"
+    )
+
+
+class GateSettings(ProcessSettings, SharedRedisSettings):
+    """`extproc gate`"""
+
+    gate_listen: str = Field("127.0.0.1:9104", description="where Envoy reaches the gate: `host:port` or `unix:/path`")
+    auth_address: str = Field("127.0.0.1:9105", description="gRPC target of the auth service")
+    auth_timeout_ms: Annotated[float, Field(gt=0, le=1000)] = Field(
+        50.0, description="milliseconds for each call of the auth service; after that the request is refused with 503"
+    )
+    token_cache_entries: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        5000, description="tokens that are remembered; 0: each request asks the auth service"
+    )
+    token_cache_s: Annotated[float, Field(ge=0, le=300)] = Field(
+        30.0, description="seconds that a token is remembered, never beyond 5 s before its expiry"
+    )
+    agent_cache_s: Annotated[float, Field(ge=0, le=5)] = Field(
+        2.0, description="seconds that an agent's status is remembered: a paused agent is refused after that long"
+    )
+    rate_limit_rpm: Annotated[int, Field(ge=0)] = Field(
+        60, description="requests that an org may make each minute, if it has no limit of its own; 0: any number"
+    )
+    rate_limit_agent_rpm: Annotated[int, Field(ge=0)] = Field(
+        0, description="the same for each agent inside its org; 0: any number"
+    )
+    rate_limit_on_error: Literal["allow", "deny"] = Field(
+        "allow", description="what happens while Redis does not answer: `allow` counts nothing, `deny` is a 503"
+    )
+
+
 class EngineSettings(ProcessSettings, StoreSettings):
     """`extproc engine`"""
 
@@ -254,6 +303,8 @@ _PROCESSES: tuple[tuple[str, type[Settings]], ...] = (
     ("filter", FilterSettings),
     ("observer", ObserverSettings),
     ("engine", EngineSettings),
+    ("gate", GateSettings),
+    ("auth", AuthSettings),
     ("commands", StoreSettings),
     ("commands", BrokerSettings),
     ("commands", TraceSettings),

@@ -13,10 +13,12 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     DateTime,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -39,11 +41,16 @@ __all__ = [
     "HEAD",
     "POSTGRESQL_SCHEMA",
     "UtcDateTime",
+    "agents",
+    "api_tokens",
     "checkpoints",
+    "directive_versions",
+    "directives",
     "failed_tasks",
     "memories",
     "memory_versions",
     "metadata",
+    "organizations",
     "sessions",
     "sessions_once",
     "sweeps",
@@ -51,7 +58,7 @@ __all__ = [
 ]
 
 POSTGRESQL_SCHEMA = "ibex_core"
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration: a database that says so needs no Alembic, whose import alone takes a quarter of a second."""
 
 
@@ -234,4 +241,90 @@ sweeps = Table(
     metadata,
     Column("name", String(32), primary_key=True),
     Column("swept_at", UtcDateTime, nullable=False),
+)
+
+organizations = Table(
+    "organizations",
+    metadata,
+    # What is `org_id` everywhere else.
+    Column("id", _ID, primary_key=True),
+    Column("name", Text, nullable=False),
+    # Requests a minute; null: the gate's default, 0: any number.
+    Column("rpm_limit", Integer),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+# The key begins with the organisation: to ask for an agent of another one is the same miss as for an unknown one.
+agents = Table(
+    "agents",
+    metadata,
+    Column("org_id", _ID, ForeignKey("organizations.id"), primary_key=True),
+    Column("id", _ID, primary_key=True),
+    Column("name", Text, nullable=False),
+    # active, paused, suspended, archived.
+    Column("status", String(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("org_id", _ID, ForeignKey("organizations.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    # The token's beginning, which is no secret.
+    Column("prefix", String(32), nullable=False, unique=True),
+    # Argon2id of the whole token, with its parameters and salt. The token itself is nowhere.
+    Column("hash", Text, nullable=False),
+    Column("permissions", BigInteger, nullable=False),
+    # Null: any agent of the organisation.
+    Column("agent_id", _ID),
+    Column("user_id", String(128)),
+    # Null: never. From this moment on it is not valid.
+    Column("expires_at", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+    Column("revoke_reason", Text),
+    ForeignKeyConstraint(["org_id", "agent_id"], ["agents.org_id", "agents.id"]),
+)
+Index("api_tokens_by_org", api_tokens.c.org_id, api_tokens.c.id)
+
+# Of agents that need not be in `agents`: an installation may have an authentication of its own.
+directives = Table(
+    "directives",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("org_id", _ID, nullable=False),
+    Column("agent_id", _ID, nullable=False),
+    # A row of `directive_versions`; null until the first.
+    Column("active_version_id", _ID),
+    # system_first, system_append, user_prepend.
+    Column("injection_mode", String(16), nullable=False),
+    Column("is_active", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    UniqueConstraint("org_id", "agent_id", name="directives_once"),
+)
+
+# UTF-8 bytes; each database counts them in its own way.
+_DIRECTIVE_BYTES = {"sqlite": "length(CAST(content AS BLOB))", "postgresql": "octet_length(content)"}
+directive_versions = Table(
+    "directive_versions",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("directive_id", _ID, ForeignKey("directives.id"), nullable=False),
+    Column("org_id", _ID, nullable=False),
+    # From 1.
+    Column("version", Integer, nullable=False),
+    Column("content", Text, nullable=False),
+    # SHA-256, hex, of its UTF-8 bytes.
+    Column("content_hash", String(64), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("directive_id", "version", name="directive_versions_once"),
+    *(
+        CheckConstraint(f"{length} BETWEEN 1 AND 32768", name="directive_versions_size").ddl_if(dialect=dialect)
+        for dialect, length in _DIRECTIVE_BYTES.items()
+    ),
 )

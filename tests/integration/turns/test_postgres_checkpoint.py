@@ -52,7 +52,10 @@ __all__ = [
     "sink",
 ]
 
-TENANT_TABLES = {"sessions", "checkpoints", "turns", "failed_tasks"}
+TENANT_TABLES = {
+    *("sessions", "checkpoints", "turns", "failed_tasks"),
+    *("agents", "api_tokens", "directives", "directive_versions"),
+}
 
 
 @pytest.fixture

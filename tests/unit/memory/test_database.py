@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from extproc.memory.database import Database, migrate, open_engine, shown_url
-from extproc.memory.schema import sessions
+from extproc.memory.schema import api_tokens, metadata, sessions
 from extproc.memory.sqlite import SqliteMemoryStore
 from extproc.memory.store import StoreError
 from extproc.settings import StoreSettings, load
@@ -171,15 +171,17 @@ def test_tables_of_a_newer_release_are_an_error(tmp_path: Path) -> None:
         migrate(url)
 
 
-def test_a_database_of_the_first_migration_gets_the_second(tmp_path: Path) -> None:
+def test_a_database_of_the_first_migration_gets_the_others(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/memories.db"
     migrate(url)
     raw = sqlite3.connect(tmp_path / "memories.db")
-    for table in ("turns", "checkpoints", "failed_tasks", "sweeps", "sessions"):
-        raw.execute(f"DROP TABLE {table}")
+    for table in reversed(metadata.sorted_tables):
+        if table.name not in {"memories", "memory_versions"}:
+            raw.execute(f"DROP TABLE {table.name}")
     raw.execute("UPDATE alembic_version SET version_num = '0001'")
     raw.commit()
     raw.close()
     database = Database(url)
     assert database.run(lambda connection: connection.execute(sessions.select()).all()) == []
+    assert database.run(lambda connection: connection.execute(api_tokens.select()).all()) == []
     database.close()

@@ -1,0 +1,138 @@
+"""What gates hear of through Redis or Valkey: tokens that were revoked, and limits that an organisation has of its own.
+
+    channel ibex:token:revocations   {"v": 1, "token_id", "revoked_at" (RFC 3339, UTC), "org_id"}
+    key ratelimit:{org_id}:limit     requests a minute, 0: any number; absent: what the gate is set to
+
+Both are copies: the database is the truth. Every method blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisClusterException, RedisError
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from extproc.settings import SettingsError
+from extproc.turns.broker import Broker, BrokerUrlError, Mode
+
+__all__ = ["REVOCATIONS", "Announcer", "NotAnnounced", "limit_key", "revocation_message"]
+
+REVOCATIONS = "ibex:token:revocations"
+_VERSION = 1
+
+_TIMEOUT_S = 1.0
+"""Of connecting, and of an answer: who revokes a token waits for this."""
+_HEALTH_CHECK_S = 15
+"""A connection that was idle for so long is tried with a PING first."""
+_LIMITS_AT_ONCE = 500
+
+
+class NotAnnounced(Exception):
+    """Redis did not take it. The message has no credentials in it."""
+
+
+def limit_key(org_id: str) -> str:
+    return f"ratelimit:{org_id}:limit"
+
+
+def revocation_message(org_id: str, token_id: str, revoked_at: datetime) -> bytes:
+    at = revoked_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json.dumps({"v": _VERSION, "token_id": token_id, "revoked_at": at, "org_id": org_id}).encode()
+
+
+class Announcer:
+    """One thread uses it."""
+
+    def __init__(self, url: str) -> None:
+        """Reads IBEX_REDIS_URL (the forms of `extproc.turns.broker`) and connects to nothing yet.
+
+        Raises SettingsError.
+        """
+        try:
+            self._server = Broker.parse(url)
+        except BrokerUrlError as error:
+            raise SettingsError(str(error).replace("IBEX_BROKER_URL", "IBEX_REDIS_URL")) from None
+        self._client: Redis | RedisCluster | None = None
+
+    def revoked(self, org_id: str, token_id: str, revoked_at: datetime) -> None:
+        """Raises NotAnnounced. Again does no harm."""
+        message = revocation_message(org_id, token_id, revoked_at)
+        self._do(lambda client: client.publish(REVOCATIONS, message))
+
+    def limits(self, limits: Mapping[str, int | None]) -> None:
+        """Requests a minute of each of these organisations; None: none of its own. Raises NotAnnounced."""
+        everything = list(limits.items())
+        for start in range(0, len(everything), _LIMITS_AT_ONCE):
+            some = everything[start : start + _LIMITS_AT_ONCE]
+            self._do(lambda client, some=some: _write_limits(client, some))
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _do(self, work: Any) -> None:
+        try:
+            if self._client is None:
+                self._client = _connect(self._server)
+            work(self._client)
+        except (RedisError, RedisClusterException, OSError) as error:
+            # The next attempt begins from the URL: names are looked up, Sentinels and nodes asked again.
+            self.close()
+            raise NotAnnounced(f"Redis ({self._server.where}) {_problem(error)}") from None
+
+
+def _write_limits(client: Redis | RedisCluster, limits: list[tuple[str, int | None]]) -> None:
+    pipeline = client.pipeline(transaction=False)
+    for org_id, rpm in limits:
+        if rpm is None:
+            pipeline.delete(limit_key(org_id))
+        else:
+            pipeline.set(limit_key(org_id), rpm)
+    pipeline.execute()
+
+
+def _problem(error: Exception) -> str:
+    """The server's own words are not repeated: they may hold parts of a command."""
+    if isinstance(error, (AuthenticationError, AuthorizationError)):
+        return "refuses the user or the password; check both in IBEX_REDIS_URL"
+    return f"did not take it: {type(error).__name__}"
+
+
+def _connect(server: Broker) -> Redis | RedisCluster:
+    """A client, which connects when it is used; that of a cluster asks for the cluster's shape at once."""
+    common: dict[str, Any] = {
+        "protocol": 2,  # all that is needed here, and what every server speaks
+        "retry": Retry(NoBackoff(), 0),
+        "socket_connect_timeout": _TIMEOUT_S,
+        "socket_timeout": _TIMEOUT_S,
+        "socket_keepalive": True,
+        "health_check_interval": _HEALTH_CHECK_S,
+        **({} if server.tls is None else {"ssl": True, **server.tls}),
+    }
+    options = {"username": server.username, "password": server.password, "client_name": "ibex-extproc", **common}
+    match server.mode:
+        case Mode.SERVER:
+            ((host, port),) = server.addresses
+            return Redis(host=host, port=port, db=server.db, **options)
+        case Mode.SOCKET:
+            del options["socket_keepalive"]
+            return Redis(unix_socket_path=server.path, db=server.db, **options)
+        case Mode.SENTINEL:
+            own = {"username": server.sentinel_username, "password": server.sentinel_password, **common}
+            sentinels = Sentinel(server.addresses, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
+            primary: Redis = sentinels.master_for(  # type: ignore[no-untyped-call]
+                server.master, db=server.db, **options
+            )
+            return primary
+        case Mode.CLUSTER:
+            nodes = [ClusterNode(host, port) for host, port in server.addresses]  # type: ignore[no-untyped-call]
+            return RedisCluster(startup_nodes=nodes, **options)
