@@ -38,3 +38,4 @@ STAGE_MS_ATTRIBUTE = "ibex.stage.{}_ms"
 """Float, one for each stage of `extproc.context.engine.Stage`."""
 ORG_ATTRIBUTE = "ibex.org.id"
 REQUEST_ID_ATTRIBUTE = "ibex.request.id"
+TOKEN_ID_ATTRIBUTE = "ibex.token.id"  # noqa: S105 - a name

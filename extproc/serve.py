@@ -53,6 +53,8 @@ _ENGINE_MESSAGE_BYTES = 4 * 1024 * 1024
 
 _AUTH_MESSAGE_BYTES = 1024 * 1024
 """A token and a few names."""
+_AUTH_CONNECTIONS = 4
+"""One for each thread of the auth service."""
 _CHECK_MESSAGE_BYTES = 1024 * 1024
 """A request's headers."""
 _REDIS_TIMEOUT_S = 0.02
@@ -278,7 +280,7 @@ async def _auth(settings: AuthSettings) -> None:
 
     url = settings.redis_url.get_secret_value()
     try:
-        database = Database(store_url(settings))
+        database = Database(store_url(settings), connections=_AUTH_CONNECTIONS)
         service = AuthService(database, Announcer(url) if url else None)
     except StoreError as error:
         raise SettingsError(str(error)) from None

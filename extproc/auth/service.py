@@ -64,7 +64,6 @@ _DEFAULT_LISTED = 50
 _MOST_LISTED = 500
 _REVOCATION_METADATA = "x-ibex-revocation"
 """Trailing metadata of RevokeToken: whether gates were told, see `Heard`."""
-_TOKEN_ID_ATTRIBUTE = "ibex.token.id"  # noqa: S105 - a name
 _CODE_ATTRIBUTE = "rpc.grpc.status_code"
 
 _NOT_VALID = "the token is not valid"
@@ -308,7 +307,7 @@ class AuthService(auth_pb2_grpc.AuthServiceServicer):
             raise _Unauthenticated(refusal, token)
         if not await self._verifier.is_genuine(token, plaintext):
             raise _Unauthenticated(Refusal.WRONG_SECRET, token)
-        call.span.set_attributes({names.ORG_ATTRIBUTE: token.org_id, _TOKEN_ID_ATTRIBUTE: token.id})
+        call.span.set_attributes({names.ORG_ATTRIBUTE: token.org_id, names.TOKEN_ID_ATTRIBUTE: token.id})
         return token
 
     async def _admin(self, org_id: str, context: Context, call: _Call) -> None:

@@ -187,7 +187,7 @@ class IdentityStore:
         self._database.run(write)
 
     def _read(self, work: Callable[[Connection], T]) -> T:
-        return self._database.run(work, READ_LIMIT_S)
+        return self._database.run(work, READ_LIMIT_S, writes=False)
 
     def _insert(self, table: Any, org_id: str, values: dict[str, object]) -> bool:
         def write(connection: Connection) -> bool:

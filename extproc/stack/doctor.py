@@ -15,8 +15,10 @@ from pathlib import Path
 import typer
 
 from extproc.settings import (
+    AuthSettings,
     EngineSettings,
     FilterSettings,
+    GateSettings,
     ObserverSettings,
     SettingsError,
     StoreSettings,
@@ -35,6 +37,9 @@ class State(StrEnum):
     NOTE = "note"
     """Not in use right now, or worth a look; nothing that has to be mended."""
     PROBLEM = "problem"
+
+
+_KINDS = (FilterSettings, ObserverSettings, EngineSettings, GateSettings, AuthSettings, StoreSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ def _python() -> Finding:
 
 def _settings() -> Finding:
     mistakes: list[str] = []
-    for kind in (FilterSettings, ObserverSettings, EngineSettings, StoreSettings):
+    for kind in _KINDS:
         try:
             load(kind)
         except SettingsError as error:
@@ -105,11 +110,7 @@ _OURS = {"IBEX_ENVOY"}
 
 
 def _variables() -> Finding:
-    unknown = [
-        name
-        for name in unknown_variables(FilterSettings, ObserverSettings, EngineSettings, StoreSettings)
-        if name not in _OURS
-    ]
+    unknown = [name for name in unknown_variables(*_KINDS) if name not in _OURS]
     if unknown:
         return Finding("variables", State.NOTE, f"nothing reads {', '.join(unknown)}: misspelt?")
     return Finding("variables", State.OK, "no unknown IBEX_ variable")

@@ -44,6 +44,22 @@ PROCESSES = {
             "extproc.turns.trace_commands",
         ],
     ),
+    "gate": (
+        STACK | (STORES - {"redis"}) | {"Stemmer", "rich", "argon2"},
+        [
+            "extproc.cli",
+            "extproc.serve",
+            "extproc.gate.auth_client",
+            "extproc.gate.limiter",
+            "extproc.gate.principals",
+            "extproc.gate.revocations",
+            "extproc.gate.service",
+        ],
+    ),
+    "auth": (
+        STACK | {"clickhouse_connect", "brotli", "backports.zstd", "envoy"},
+        ["extproc.cli", "extproc.serve", "extproc.auth.announce", "extproc.auth.commands", "extproc.auth.service"],
+    ),
     "engine": (
         STACK | (STORES - {"sqlalchemy", "alembic"}) | {"envoy"},
         [

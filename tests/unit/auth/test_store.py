@@ -202,7 +202,6 @@ def _used(store: IdentityStore, token: Token, org: str, number: int) -> bool:
     return store.token_by_prefix(token.prefix) is not None
 
 
-@pytest.mark.xfail(reason="Database.run takes SQLite's write lock for reads too", raises=AssertionError)
 def test_a_look_up_does_not_wait_for_a_writer(store: IdentityStore, new_org: MakeOrg, tmp_path: Path) -> None:
     token = made(new_org())
     store.add_token(token)
