@@ -28,10 +28,9 @@ from extproc.turns.turn import End, Entry, Turn, checkpoint_id, session_id
 from tests.integration.turns.clickhouse_side import ClickHouse, running
 
 ORG, OTHER_ORG, AGENT, OTHER_AGENT = (str(uuid.UUID(int=number)) for number in range(1, 5))
-NOW = datetime.now(UTC)
 
 
-def entry(request_id: str, *, minutes_ago: float = 0, external_id: str = "s1", **changes: Any) -> Entry:
+def entry(now: datetime, request_id: str, *, minutes_ago: float = 0, external_id: str = "s1", **changes: Any) -> Entry:
     org, agent = changes.get("org_id", ORG), changes.get("agent_id", AGENT)
     given: dict[str, Any] = {
         "request_id": request_id,
@@ -46,30 +45,52 @@ def entry(request_id: str, *, minutes_ago: float = 0, external_id: str = "s1", *
         "context_fallback": False,
         "model": "gpt-4o",
         "outcome": "injected",
-        "requested_at": NOW - timedelta(minutes=minutes_ago),
-        "completed_at": NOW - timedelta(minutes=minutes_ago),
+        "requested_at": now - timedelta(minutes=minutes_ago),
+        "completed_at": now - timedelta(minutes=minutes_ago),
     }
     return Entry(seq=1, turn=Turn(**{**given, **changes}))
 
 
-ENTRIES = [
-    entry("r-hours-ago", minutes_ago=150),
-    entry("r-other-org", minutes_ago=50, org_id=OTHER_ORG),
-    entry("r-other-agent", minutes_ago=40, agent_id=OTHER_AGENT),
-    entry("r-other-session", minutes_ago=30, external_id="s2"),
-    entry("r-denied", minutes_ago=20, end=End.DENIED, status_code=403, error_code="AGENT_SUSPENDED", is_complete=False),
-    entry("r-gone", minutes_ago=10, end=End.CLIENT_GONE, is_complete=False),
-    entry(
-        "r-newest", minutes_ago=1, input_tokens=1234, output_tokens=56, memories_injected=4, ttfb_ms=321, total_ms=2345
-    ),
-]
+def entries(now: datetime) -> list[Entry]:
+    return [
+        entry(now, "r-hours-ago", minutes_ago=150),
+        entry(now, "r-other-org", minutes_ago=50, org_id=OTHER_ORG),
+        entry(now, "r-other-agent", minutes_ago=40, agent_id=OTHER_AGENT),
+        entry(now, "r-other-session", minutes_ago=30, external_id="s2"),
+        entry(
+            now,
+            "r-denied",
+            minutes_ago=20,
+            end=End.DENIED,
+            status_code=403,
+            error_code="AGENT_SUSPENDED",
+            is_complete=False,
+        ),
+        entry(now, "r-gone", minutes_ago=10, end=End.CLIENT_GONE, is_complete=False),
+        entry(
+            now,
+            "r-newest",
+            minutes_ago=1,
+            input_tokens=1234,
+            output_tokens=56,
+            memories_injected=4,
+            ttfb_ms=321,
+            total_ms=2345,
+        ),
+    ]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
+def now() -> datetime:
+    """When these tests begin, which may be many minutes after they were collected."""
+    return datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def server(now: datetime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
     with running(tmp_path_factory.mktemp("clickhouse")) as server:
         sink = ClickHouseTraces(server.url, 90)
-        sink.insert(ENTRIES, "all")
+        sink.insert(entries(now), "all")
         sink.close()
         yield server
 
@@ -91,8 +112,8 @@ def shown(server: ClickHouse, *arguments: str) -> list[str]:
     return [json.loads(line)["request_id"] for line in result.stdout.splitlines()]
 
 
-def test_the_newest_come_last(server: ClickHouse) -> None:
-    assert shown(server) == [one.turn.request_id for one in ENTRIES]
+def test_the_newest_come_last(server: ClickHouse, now: datetime) -> None:
+    assert shown(server) == [one.turn.request_id for one in entries(now)]
     assert shown(server, "-n", "2") == ["r-gone", "r-newest"]
 
 
@@ -116,19 +137,19 @@ def test_a_filter_shows_what_it_names(server: ClickHouse, arguments: list[str], 
     assert shown(server, *arguments) == ids
 
 
-def test_json_has_every_column_in_plain_values(server: ClickHouse) -> None:
+def test_json_has_every_column_in_plain_values(server: ClickHouse, now: datetime) -> None:
     result = run("-n", "1", "--json", url=server.url)
     row = json.loads(result.stdout)
     assert len(row) == 28
     assert (row["org_id"], row["total_tokens"], row["context_fallback"]) == (ORG, 1290, False)
     assert row["requested_at"].endswith("Z")
-    assert abs(datetime.fromisoformat(row["requested_at"]) - (NOW - timedelta(minutes=1))) <= timedelta(milliseconds=1)
+    assert abs(datetime.fromisoformat(row["requested_at"]) - (now - timedelta(minutes=1))) <= timedelta(milliseconds=1)
 
 
-def test_the_table_says_what_one_looks_for(server: ClickHouse) -> None:
+def test_the_table_says_what_one_looks_for(server: ClickHouse, now: datetime) -> None:
     lines = run(url=server.url).stdout.splitlines()
     assert lines[0].split()[:3] == ["TIME", "STATUS", "MODEL"]
-    assert len(lines) == 1 + len(ENTRIES)
+    assert len(lines) == 1 + len(entries(now))
     for text in ("200", "gpt-4o", "injected", "1234/56", "321 ms", "2345 ms", " 4 ", AGENT[-8:], "r-newest"):
         assert text in lines[-1]
     assert "AGENT_SUSPENDED" in lines[5]
@@ -137,7 +158,7 @@ def test_the_table_says_what_one_looks_for(server: ClickHouse) -> None:
 
 def test_what_a_client_sends_moves_no_cursor_and_colours_nothing(server: ClickHouse) -> None:
     sink = ClickHouseTraces(server.url, 90)
-    odd = entry("r-odd", minutes_ago=5000, model="[red]\x1b[2Jx\n", org_id=str(uuid.UUID(int=9)))
+    odd = entry(datetime.now(UTC), "r-odd", minutes_ago=5000, model="[red]\x1b[2Jx\n", org_id=str(uuid.UUID(int=9)))
     sink.insert([odd], "odd")
     sink.close()
     table = run("--org", str(uuid.UUID(int=9)), url=server.url).stdout
@@ -195,7 +216,7 @@ def test_before_the_first_trace_it_says_so(tmp_path: Path) -> None:
         result = run(url=fresh.url)
         assert result.exit_code == 2
         assert "extproc migrate" in result.stderr
-        ClickHouseTraces(fresh.url, 90).insert([entry("r1")], "t")
+        ClickHouseTraces(fresh.url, 90).insert([entry(datetime.now(UTC), "r1")], "t")
         assert "No traces here yet" in run("--errors", url=fresh.url).stderr
 
 
@@ -220,7 +241,7 @@ def test_follow_shows_each_new_row_once_until_it_is_interrupted(server: ClickHou
         for number in range(60):
             # Until the command listens, its rows are older than its start.
             now = datetime.now(UTC)
-            new = entry(f"n{number:02}", org_id=str(uuid.UUID(int=8)), requested_at=now, completed_at=now)
+            new = entry(now, f"n{number:02}", org_id=str(uuid.UUID(int=8)), requested_at=now, completed_at=now)
             sink.insert([new], f"follow-{number}")
             time.sleep(0.2)
             if len(lines) >= 8:
