@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 import structlog
+from structlog.typing import EventDict
 from typing_extensions import override
 
 __all__ = ["LineWriter", "configure_logs"]
@@ -99,6 +100,15 @@ class _StandardLogging(logging.Handler):
         structlog.get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
 
 
+def _without_words(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Of an exception its class and frames stay: its own words may hold what a client, a provider or a memory says."""
+    stacks = event.get("exception")
+    for stack in stacks if isinstance(stacks, list) else ():
+        for said in ("exc_value", "exc_notes", "syntax_error", "exceptions"):
+            stack.pop(said, None)
+    return event
+
+
 def configure_logs(process: str, level: str, stream: BinaryIO | None = None) -> LineWriter:
     """Set up structlog for this process; returns the writer, to be closed last."""
     writer = LineWriter(stream or sys.stdout.buffer)
@@ -109,6 +119,7 @@ def configure_logs(process: str, level: str, stream: BinaryIO | None = None) -> 
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+            _without_words,
             lambda _logger, _method, event: _encode({"process": process, **event}),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),

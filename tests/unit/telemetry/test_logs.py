@@ -61,3 +61,20 @@ def test_a_reader_that_stopped_costs_lines_and_no_time() -> None:
             writer.put(b"x" * 100)
         os.close(reader)
         writer.close()
+
+
+def test_an_exceptions_own_words_are_not_logged_and_its_place_is() -> None:
+    stream = io.BytesIO()
+    writer = configure_logs("test", "info", stream)
+    try:
+        try:
+            raise ValueError("canary-cause")
+        except ValueError as cause:
+            raise KeyError("canary-prompt") from cause
+    except KeyError:
+        structlog.get_logger("test").exception("a bug")
+    writer.close()
+    line = stream.getvalue().decode()
+    assert "canary" not in line
+    assert "KeyError" in line
+    assert "test_logs.py" in line
