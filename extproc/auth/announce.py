@@ -14,14 +14,12 @@ from datetime import datetime
 from typing import Any
 
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode, RedisCluster
+from redis.cluster import RedisCluster
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisClusterException, RedisError
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from extproc.settings import SettingsError
-from extproc.turns.broker import Broker, BrokerUrlError, Mode
+from extproc.turns.broker import Broker, BrokerUrlError
+from extproc.turns.broker_client import connect
 
 __all__ = ["REVOCATIONS", "Announcer", "NotAnnounced", "limit_key", "revocation_message"]
 
@@ -30,8 +28,6 @@ _VERSION = 1
 
 _TIMEOUT_S = 1.0
 """Of connecting, and of an answer: who revokes a token waits for this."""
-_HEALTH_CHECK_S = 15
-"""A connection that was idle for so long is tried with a PING first."""
 _LIMITS_AT_ONCE = 500
 
 
@@ -82,7 +78,7 @@ class Announcer:
     def _do(self, work: Any) -> None:
         try:
             if self._client is None:
-                self._client = _connect(self._server)
+                self._client = connect(self._server, _TIMEOUT_S, _TIMEOUT_S)
             work(self._client)
         except (RedisError, RedisClusterException, OSError) as error:
             # The next attempt begins from the URL: names are looked up, Sentinels and nodes asked again.
@@ -105,34 +101,3 @@ def _problem(error: Exception) -> str:
     if isinstance(error, (AuthenticationError, AuthorizationError)):
         return "refuses the user or the password; check both in IBEX_REDIS_URL"
     return f"did not take it: {type(error).__name__}"
-
-
-def _connect(server: Broker) -> Redis | RedisCluster:
-    """A client, which connects when it is used; that of a cluster asks for the cluster's shape at once."""
-    common: dict[str, Any] = {
-        "protocol": 2,  # all that is needed here, and what every server speaks
-        "retry": Retry(NoBackoff(), 0),
-        "socket_connect_timeout": _TIMEOUT_S,
-        "socket_timeout": _TIMEOUT_S,
-        "socket_keepalive": True,
-        "health_check_interval": _HEALTH_CHECK_S,
-        **({} if server.tls is None else {"ssl": True, **server.tls}),
-    }
-    options = {"username": server.username, "password": server.password, "client_name": "ibex-extproc", **common}
-    match server.mode:
-        case Mode.SERVER:
-            ((host, port),) = server.addresses
-            return Redis(host=host, port=port, db=server.db, **options)
-        case Mode.SOCKET:
-            del options["socket_keepalive"]
-            return Redis(unix_socket_path=server.path, db=server.db, **options)
-        case Mode.SENTINEL:
-            own = {"username": server.sentinel_username, "password": server.sentinel_password, **common}
-            sentinels = Sentinel(server.addresses, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
-            primary: Redis = sentinels.master_for(  # type: ignore[no-untyped-call]
-                server.master, db=server.db, **options
-            )
-            return primary
-        case Mode.CLUSTER:
-            nodes = [ClusterNode(host, port) for host, port in server.addresses]  # type: ignore[no-untyped-call]
-            return RedisCluster(startup_nodes=nodes, **options)

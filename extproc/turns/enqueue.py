@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
 from prometheus_client import Gauge
 from redis import Redis
-from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode, RedisCluster
+from redis.cluster import RedisCluster
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -31,10 +29,10 @@ from redis.exceptions import (
     ResponseError,
     TimeoutError,  # noqa: A004
 )
-from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.sentinel import MasterNotFoundError
 
-from extproc.turns.broker import Broker, Mode
+from extproc.turns.broker import Broker
+from extproc.turns.broker_client import connect
 from extproc.turns.celery_message import QUEUE, encode_message
 from extproc.turns.sinks import ExtractionTask, Unavailable
 
@@ -43,10 +41,6 @@ __all__ = ["RedisTasks"]
 _CONNECT_TIMEOUT_S = 2.0
 _TIMEOUT_S = 3.0
 """Far above what an LPUSH takes. A server that stands still costs the delivery this much, once for each attempt."""
-_SENTINEL_TIMEOUT_S = 0.5
-"""For each Sentinel: they are asked one after the other, and answer from memory."""
-_HEALTH_CHECK_S = 15
-"""A connection that was idle for so long is tried with a PING: better that is lost than a batch."""
 
 _QUEUE_LENGTH = Gauge(
     "ibex_extraction_queue_length", "Tasks that no worker has taken yet, as of the last that were sent from here"
@@ -67,7 +61,7 @@ class RedisTasks:
         messages = [encode_message(task, str(uuid.uuid4())) for task in tasks]
         try:
             if self._client is None:
-                self._client = _connect(self._broker)
+                self._client = connect(self._broker, _CONNECT_TIMEOUT_S, _TIMEOUT_S)
             length = self._client.lpush(QUEUE, *messages)
         except (RedisError, RedisClusterException, OSError) as error:
             # The next attempt begins from the URL: names are looked up, Sentinels and nodes asked again.
@@ -80,55 +74,6 @@ class RedisTasks:
         client, self._client = self._client, None
         if client is not None:
             client.close()
-
-
-def _connect(broker: Broker) -> Redis | RedisCluster:
-    """A client, which connects when it is used; that of a cluster asks for the cluster's shape at once."""
-    options: dict[str, Any] = {
-        "username": broker.username,
-        "password": broker.password,
-        "client_name": "ibex-extproc",
-        "protocol": 2,  # all that is needed here, and what every server speaks
-        **_limits(_CONNECT_TIMEOUT_S, _TIMEOUT_S),
-        **_tls(broker),
-    }
-    no_retry = Retry(NoBackoff(), 0)
-    match broker.mode:
-        case Mode.SERVER:
-            ((host, port),) = broker.addresses
-            return Redis(host=host, port=port, db=broker.db, retry=no_retry, **options)
-        case Mode.SOCKET:
-            return Redis(unix_socket_path=broker.path, db=broker.db, retry=no_retry, **options)
-        case Mode.SENTINEL:
-            own = {
-                "username": broker.sentinel_username,
-                "password": broker.sentinel_password,
-                "protocol": 2,
-                "retry": no_retry,
-                **_limits(_SENTINEL_TIMEOUT_S, _SENTINEL_TIMEOUT_S),
-                **_tls(broker),
-            }
-            sentinels = Sentinel(broker.addresses, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
-            primary: Redis = sentinels.master_for(  # type: ignore[no-untyped-call]
-                broker.master, db=broker.db, retry=no_retry, **options
-            )
-            return primary
-        case Mode.CLUSTER:
-            nodes = [ClusterNode(host, port) for host, port in broker.addresses]  # type: ignore[no-untyped-call]
-            return RedisCluster(startup_nodes=nodes, retry=no_retry, **options)
-
-
-def _limits(connect_s: float, answer_s: float) -> dict[str, Any]:
-    return {
-        "socket_connect_timeout": connect_s,
-        "socket_timeout": answer_s,
-        "socket_keepalive": True,
-        "health_check_interval": _HEALTH_CHECK_S,
-    }
-
-
-def _tls(broker: Broker) -> dict[str, Any]:
-    return {} if broker.tls is None else {"ssl": True, **broker.tls}
 
 
 _WORD = re.compile(r"[A-Z]{2,20}\b")

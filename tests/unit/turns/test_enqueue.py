@@ -8,7 +8,8 @@ from redis.cluster import RedisCluster
 from redis.sentinel import MasterNotFoundError, SentinelConnectionPool
 
 from extproc.turns.broker import Broker, BrokerUrlError
-from extproc.turns.enqueue import RedisTasks, _connect, _problem
+from extproc.turns.broker_client import connect
+from extproc.turns.enqueue import RedisTasks, _problem
 from extproc.turns.sinks import ExtractionTask, TaskSink, Unavailable
 
 TASK = ExtractionTask("task", "session", "org")
@@ -70,7 +71,7 @@ def test_a_url_that_cannot_be_used_is_refused_at_once() -> None:
     "url", ["redis://u:p@a/3", "rediss://u:p@a/3", "unix://u:p@/a?db=3", "redis+sentinel://u:p@a/m/3"]
 )
 def test_a_connection_has_limits_and_tries_once(url: str) -> None:
-    client = _connect(Broker.parse(url))
+    client = connect(Broker.parse(url), 2.0, 3.0)
     assert not isinstance(client, RedisCluster)
     given = client.connection_pool.connection_kwargs
     assert (given["username"], given["password"], given["db"]) == ("u", "p", 3)
@@ -81,7 +82,7 @@ def test_a_connection_has_limits_and_tries_once(url: str) -> None:
 
 
 def test_sentinels_have_their_own_limits_and_credentials() -> None:
-    client = _connect(Broker.parse("redis+sentinel://u:p@a,b/m?sentinel_username=x&sentinel_password=y"))
+    client = connect(Broker.parse("redis+sentinel://u:p@a,b/m?sentinel_username=x&sentinel_password=y"), 2.0, 3.0)
     assert isinstance(client, Redis)
     pool = client.connection_pool
     assert isinstance(pool, SentinelConnectionPool)
