@@ -181,7 +181,7 @@ def migrate(data: DataOption = None) -> None:
 
     settings, traces = load(StoreSettings, data=data), load(TraceSettings)
     try:
-        bring_up_to_date(store_url(settings))
+        bring_up_to_date(store_url(settings), adds_vectors=True)
     except StoreError as error:
         _fail("migrate", error)
     typer.echo(f"{shown_url(settings)} is up to date")

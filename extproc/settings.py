@@ -118,6 +118,11 @@ class StoreSettings(Settings):
 
     data: Path = Field(Path(".state"), description="directory of the embedded stores")
     database_url: str = Field("", description="SQLAlchemy URL of the database; empty: SQLite in the data directory")
+    store_away_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        300.0,
+        description="seconds for which memories that are loaded are served while PostgreSQL is away; "
+        "what others forgot meanwhile is still served; 0: never",
+    )
 
 
 class BrokerSettings(Settings):
@@ -253,12 +258,16 @@ class EngineSettings(ProcessSettings, StoreSettings):
     )
     max_memories: Annotated[int, Field(ge=1, le=500)] = Field(50, description="most memories in one request")
     min_relevance: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.15,
-        description="share of the query's information that the best memory must match; below it nothing is injected",
+        0.18,
+        description="relevance that the best memory must have for a question about its author, and up to 3 times as "
+        "much for others; below it nothing is injected",
     )
     namespace_cache_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
         256 * 1024 * 1024,
-        description="memory for indexed namespaces, about 1.5 kB a memory; the least recently used make room",
+        description="memory for indexed namespaces, about 1 kB a memory; the least recently used make room",
+    )
+    most_requests: Annotated[int, Field(ge=2)] = Field(
+        64, description="requests that wait or are worked on at once, half of them of one org; others are refused"
     )
     nonce_key: SecretStr = Field(
         SecretStr("ibex"),
