@@ -30,6 +30,13 @@ from tests.integration.processor import Processor, serve
 
 ORG = "0b0e7a52-6c1c-4b3e-9f0e-5d0c2a1b3c4d"
 AGENT = "7f6d5c4b-3a29-4817-a6f5-e4d3c2b1a090"
+DROPIN_IDENTITY = [
+    "env",
+    "IBEX_IDENTITY_ORG=metadata:ibex.identity/org_id",
+    "IBEX_IDENTITY_AGENT=header:x-ibex-agent-id,metadata:ibex.identity/agent_id",
+    "IBEX_IDENTITY_USER=header:x-ibex-user-id",
+]
+"""The beginning of a command whose process stands beside dropin.yaml, as it says there under A."""
 File = Literal["envoy.yaml", "dropin.yaml"]
 Change = Callable[[envoy.Node], None]
 

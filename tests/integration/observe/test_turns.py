@@ -17,6 +17,7 @@ import pytest
 from backports import zstd
 
 from tests.integration.conftest import AGENT, ORG, Gateway
+from tests.integration.http_side import AUTHORIZED
 from tests.integration.observe.conftest import Watched
 
 CHAT = "/v1/chat/completions"
@@ -186,7 +187,7 @@ def test_many_streams_at_once_are_one_turn_each_and_no_byte_changes(watching: Wa
     whole = b"".join(STREAM)
 
     def one(number: int) -> str:
-        with httpx2.Client(base_url=watching.gateway.url, timeout=30) as client:
+        with httpx2.Client(base_url=watching.gateway.url, timeout=30, headers=AUTHORIZED) as client:
             response = client.post(CHAT, json=QUESTION, headers={"x-ibex-session-id": f"many-{number}"})
         assert response.content == whole
         return str(response.headers["x-request-id"])

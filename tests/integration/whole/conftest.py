@@ -17,7 +17,7 @@ import pytest
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address
-from tests.integration.conftest import Change, Gateway, StandIn, answers, patient, running, started
+from tests.integration.conftest import DROPIN_IDENTITY, Change, Gateway, StandIn, answers, patient, running, started
 from tests.integration.otlp import Receiver, receive_spans
 from tests.integration.whole.engine_side import StubEngine, serve_engine
 
@@ -34,6 +34,15 @@ class Stack:
     @property
     def gateway(self) -> str:
         return str(self.described["gateway"])
+
+    @property
+    def token(self) -> str:
+        return str(self.described["token"])
+
+    @property
+    def authorized(self) -> dict[str, str]:
+        """The headers that every request needs."""
+        return {"authorization": f"Bearer {self.token}"}
 
     @property
     def provider(self) -> StandIn:
@@ -110,7 +119,7 @@ def drill(binary: Path, provider: StandIn, directory: Path, change: Change | Non
     with serve_engine(engine) as engine_address:
         command = ["filter", "--listen", str(filter_address), "--admin", str(admin), "--engine", engine_address]
         # A window that no body of these tests fills.
-        environment = ["env", "IBEX_CONTEXT_WINDOW_TOKENS=100000000"]
+        environment = [*DROPIN_IDENTITY, "IBEX_CONTEXT_WINDOW_TOKENS=100000000"]
         with (
             running(
                 [*environment, sys.executable, "-m", "extproc", *command], answers(f"http://{admin}/ready")

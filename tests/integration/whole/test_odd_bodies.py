@@ -94,7 +94,10 @@ def test_a_chunked_body_stays_chunked(engine_drill: Drill) -> None:
 def test_the_full_gateway_answers_them_all(stack: Stack, name: str, user: str) -> None:
     body = (READABLE | UNREADABLE)[name]
     response = httpx2.post(
-        f"{stack.gateway}/v1/chat/completions", content=body, headers={**HEADERS, "x-ibex-user-id": user}, timeout=30
+        f"{stack.gateway}/v1/chat/completions",
+        content=body,
+        headers={**HEADERS, **stack.authorized, "x-ibex-user-id": user},
+        timeout=30,
     )
     injected, tokens, fallback = context(response)
     assert (injected, tokens) == ("0", "0")
@@ -113,7 +116,8 @@ def test_the_full_gateway_answers_them_all(stack: Stack, name: str, user: str) -
 
 def test_a_body_over_the_limit(stack: Stack) -> None:
     body = chat(json.dumps({"role": "user", "content": "x" * (10 * 1024 * 1024)}).encode())
-    response = httpx2.post(f"{stack.gateway}/v1/chat/completions", content=body, headers=HEADERS, timeout=30)
+    own = HEADERS | stack.authorized
+    response = httpx2.post(f"{stack.gateway}/v1/chat/completions", content=body, headers=own, timeout=30)
     check_envelope(response, 413, "PAYLOAD_TOO_LARGE")
     assert context(response) == ("0", "0", "true")
     assert stack.provider.received() == []
@@ -125,6 +129,7 @@ def test_no_ibex_header_of_a_client_or_a_provider_is_passed_on(stack: Stack, use
         content=chat(),
         headers=[
             *HEADERS.items(),
+            *stack.authorized.items(),
             ("x-ibex-user-id", user),
             ("x-ibex-memories-injected", "99"),
             ("X-Ibex-Anything", "1"),
