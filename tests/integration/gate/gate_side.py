@@ -245,10 +245,11 @@ def open_gate(directory: Path) -> Iterator[Address]:
         yield gate.address
 
 
-def with_timeout(timeout_s: float) -> Callable[[envoy.Node], None]:
-    """The access log shows all that the gate says. `timeout_s`: shipped 0.3; here machines are busy."""
+def with_limits(timeout_s: float, unhealthy_after: int) -> Callable[[envoy.Node], None]:
+    """The access log shows all that the gate says. Shipped are 0.3 s and 2 health checks; here machines are busy."""
 
     def change(config: envoy.Node) -> None:
+        envoy._cluster(config, envoy.GATE_CLUSTER)["health_checks"][0]["unhealthy_threshold"] = unhealthy_after
         envoy._http_filter(config, GATE_FILTER)["typed_config"]["grpc_service"]["timeout"] = f"{timeout_s}s"
         [manager] = envoy._http_managers(config)
         log = manager["access_log"][0]["typed_config"]["log_format"]["json_format"]

@@ -77,8 +77,8 @@ def extproc(stack: Stack, *arguments: str) -> str:
 
 def ask(stack: Stack, text: str, **headers: str) -> httpx2.Response:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": text}]}
-    own = stack.authorized | headers
-    return httpx2.post(f"{stack.gateway}/v1/chat/completions", json=body, headers=own, timeout=20)
+    with stack.client() as client:
+        return client.post("/v1/chat/completions", json=body, headers=headers)
 
 
 @pytest.mark.parametrize("way", WAYS)

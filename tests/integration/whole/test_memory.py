@@ -21,11 +21,11 @@ Ask = Callable[[Stack, dict[str, str]], tuple[Headers, str]]
 
 
 def _openai(stack: Stack) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{stack.gateway}/v1", api_key=stack.token, max_retries=0)
+    return openai.OpenAI(base_url=f"{stack.gateway}/v1", api_key=stack.token, max_retries=9)
 
 
 def _anthropic(stack: Stack) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=stack.gateway, api_key=stack.token, max_retries=0)
+    return anthropic.Anthropic(base_url=stack.gateway, api_key=stack.token, max_retries=9)
 
 
 def chat(stack: Stack, headers: dict[str, str]) -> tuple[Headers, str]:
@@ -88,23 +88,24 @@ def messages_streamed(stack: Stack, headers: dict[str, str]) -> tuple[Headers, s
 
 def gemini(stack: Stack, headers: dict[str, str]) -> tuple[Headers, str]:
     body = {"contents": [{"role": "user", "parts": [{"text": QUESTION}]}]}
-    own = {"x-goog-api-key": stack.token, **headers}
-    response = httpx2.post(f"{stack.gateway}/v1beta/models/gemini-2.5-pro:generateContent", json=body, headers=own)
+    with stack.client(headers={"authorization": "", "x-goog-api-key": stack.token}) as client:
+        response = client.post("/v1beta/models/gemini-2.5-pro:generateContent", json=body, headers=headers)
     return response.headers, response.json()["candidates"][0]["content"]["parts"][0]["text"]
 
 
 def gemini_streamed(stack: Stack, headers: dict[str, str]) -> tuple[Headers, str]:
     body = {"contents": [{"role": "user", "parts": [{"text": QUESTION}]}]}
-    url = f"{stack.gateway}/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse"
-    response = httpx2.post(url, json=body, headers={"x-goog-api-key": stack.token, **headers})
+    url = "/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse"
+    with stack.client(headers={"authorization": "", "x-goog-api-key": stack.token}) as client:
+        response = client.post(url, json=body, headers=headers)
     events = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line]
     return response.headers, "".join(event["candidates"][0]["content"]["parts"][0]["text"] for event in events)
 
 
 def http2(stack: Stack, headers: dict[str, str]) -> tuple[Headers, str]:
-    with httpx2.Client(http1=False, http2=True, headers=stack.authorized) as client:
+    with stack.client(http1=False, http2=True) as client:
         body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": QUESTION}]}
-        response = client.post(f"{stack.gateway}/v1/chat/completions", json=body, headers=headers)
+        response = client.post("/v1/chat/completions", json=body, headers=headers)
         assert response.http_version == "HTTP/2"
         return response.headers, response.json()["choices"][0]["message"]["content"]
 
@@ -183,12 +184,12 @@ def test_no_header_of_a_client_chooses_the_org(stack: Stack, user: str) -> None:
 def test_an_official_client_without_the_token_is_told_so_and_reaches_no_provider(stack: Stack) -> None:
     question: Any = {"messages": [{"role": "user", "content": QUESTION}]}
     with (
-        openai.OpenAI(base_url=f"{stack.gateway}/v1", api_key="sk-of-somebody", max_retries=0) as client,
+        openai.OpenAI(base_url=f"{stack.gateway}/v1", api_key="sk-of-somebody", max_retries=9) as client,
         pytest.raises(openai.AuthenticationError, match="malformed, unknown, expired or revoked"),
     ):
         client.chat.completions.create(model="gpt-4o-mini", **question)
     with (
-        anthropic.Anthropic(base_url=stack.gateway, api_key="sk-of-somebody", max_retries=0) as client,
+        anthropic.Anthropic(base_url=stack.gateway, api_key="sk-of-somebody", max_retries=9) as client,
         pytest.raises(anthropic.AuthenticationError, match="malformed, unknown, expired or revoked"),
     ):
         client.messages.create(model="claude-of-the-test", max_tokens=100, **question)
@@ -214,7 +215,8 @@ def test_a_memory_that_plays_instructions_stays_inside_its_element(stack: Stack,
 
 
 def test_paths_that_are_no_chat_pass_untouched(stack: Stack) -> None:
-    response = httpx2.get(f"{stack.gateway}/v1/models", headers=stack.authorized)
+    with stack.client() as client:
+        response = client.get("/v1/models")
     assert response.status_code == 200
     assert response.headers["x-ibex-context-fallback"] == "false"
     assert response.headers["x-ibex-memories-injected"] == "0"
