@@ -240,7 +240,8 @@ def open_gate(directory: Path) -> Iterator[Address]:
         redis = stack.enter_context(valkey(directory / "valkey", "--appendfsync", "no"))
         stack.callback(auth.stop)
         auth.start()
-        gate = stack.enter_context(gate_process(directory / "gate", auth, redis.url, rate_limit_rpm="0"))
+        settings = {"rate_limit_rpm": "0", "token_cache_s": "300", "agent_cache_s": "5"}
+        gate = stack.enter_context(gate_process(directory / "gate", auth, redis.url, **settings))
         eventually(lambda: gate.metric("ibex_gate_revocation_channel_alive") == 1)
         yield gate.address
 

@@ -33,13 +33,10 @@ class _Patient(httpx2.HTTPTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         for _ in range(9):
             response = super().handle_request(request)
-            if response.status_code != 503:
-                break
-            response.read()
-            if b"SERVICE_DEGRADED" not in response.content:
-                break
+            if response.status_code != 503 or b"SERVICE_DEGRADED" not in response.read():
+                return response
             time.sleep(0.3)
-        return response
+        return super().handle_request(request)
 
 
 @dataclass(frozen=True)

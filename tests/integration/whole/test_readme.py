@@ -34,6 +34,7 @@ def shown_token(printed: Path) -> str:
     raise AssertionError(printed.read_text())
 
 
+@pytest.mark.timeout(240)  # two whole stacks, and every command
 def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
