@@ -22,6 +22,10 @@ CONTEXT_FALLBACK_HEADER = "x-ibex-context-fallback"
 CONTEXT_METADATA = "ibex.context"
 """Filter sets with the body reply; access log and observer read. Keys: see `extproc.filter.report`."""
 
+GATE_METADATA = "envoy.filters.http.ext_authz"
+"""Gate sets, allowed or denied, and Envoy names it after the filter's type, whatever the filter is called; filter and
+observer take identities from it, access log and observer read the rest. Keys: see `extproc.gate.wire`."""
+
 # Span attributes: GenAI semantic conventions where they have a name, `ibex.` elsewhere. Ids and numbers, never content.
 GEN_AI_OPERATION_NAME = "gen_ai.operation.name"
 GEN_AI_DATA_SOURCE_ID = "gen_ai.data_source.id"

@@ -319,9 +319,9 @@ async def _gate(settings: GateSettings) -> None:
 
     url = settings.redis_url.get_secret_value()
     try:
-        redis = Broker.parse(url) if url else None
+        redis = Broker.parse(url, "IBEX_REDIS_URL") if url else None
     except BrokerUrlError as error:
-        raise SettingsError(str(error).replace("IBEX_BROKER_URL", "IBEX_REDIS_URL")) from None
+        raise SettingsError(str(error)) from None
     if redis is not None and redis.mode is Mode.CLUSTER:
         raise SettingsError("IBEX_REDIS_URL: rate limits need one server, or Sentinels; a cluster cannot count them")
     auth = AuthClient(settings.auth_address, settings.auth_timeout_ms / 1e3)

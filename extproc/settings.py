@@ -70,18 +70,20 @@ class ProcessSettings(Settings):
 
 
 class IdentitySettings(Settings):
-    """Whose request it is."""
+    """Whose request it is. By default the gate says it: no header is believed that nobody has named here."""
 
     identity_org: str = Field(
-        "metadata:ibex.identity/org_id",
+        "metadata:envoy.filters.http.ext_authz/org_id",
         description="trusted source of the org: `metadata:NAMESPACE/KEY[/KEY…]`, `header:NAME` or `value:TEXT`; "
-        "several, separated by commas: the first that is present counts; empty: nobody has memories",
+        "several, separated by commas: the first that is present counts; empty: nobody has memories; "
+        "the default is what the gate found",
     )
     identity_agent: str = Field(
-        "header:x-ibex-agent-id,metadata:ibex.identity/agent_id", description="source of the agent, in the same form"
+        "metadata:envoy.filters.http.ext_authz/agent_id", description="source of the agent, in the same form"
     )
     identity_user: str = Field(
-        "header:x-ibex-user-id", description="source of the end user inside the agent, in the same form; may be absent"
+        "metadata:envoy.filters.http.ext_authz/user_id",
+        description="source of the end user inside the agent, in the same form; may be absent",
     )
 
 

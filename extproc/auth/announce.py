@@ -53,9 +53,9 @@ class Announcer:
         Raises SettingsError.
         """
         try:
-            self._server = Broker.parse(url)
+            self._server = Broker.parse(url, "IBEX_REDIS_URL")
         except BrokerUrlError as error:
-            raise SettingsError(str(error).replace("IBEX_BROKER_URL", "IBEX_REDIS_URL")) from None
+            raise SettingsError(str(error)) from None
         self._client: Redis | RedisCluster | None = None
 
     def revoked(self, org_id: str, token_id: str, revoked_at: datetime) -> None:

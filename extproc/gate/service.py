@@ -83,7 +83,7 @@ class Authorizer:
             _log.exception("a bug; this request is refused", request_id=report.request_id)
             verdict = ps.Deny(DEGRADED)
         report.finish(verdict, self._write_line)
-        return wire.deny(verdict, report.request_id)
+        return wire.deny(verdict, report.request_id, round(report.elapsed_ms(), 3))
 
     async def _decide(
         self, request: wire.CheckedRequest, report: Report, context: ServicerContext

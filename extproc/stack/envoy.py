@@ -47,11 +47,12 @@ PROVIDER_PREFIX = "provider_"
 UNKNOWN_MODEL_ROUTE = "provider_not_configured"
 """The route that answers 501."""
 FILTER_CLUSTER = "extproc_filter"
+GATE_CLUSTER = "extproc_gate"
 OBSERVER_CLUSTER = "extproc_observer"
 OBSERVER_FILTER = "ibex.observer"
 COLLECTOR_CLUSTER = "otel_collector"
 IDENTITY_FILTER = "identity"
-"""The set_metadata filter that says whose requests these are."""
+"""The set_metadata filter that says whose requests these are, in a configuration without a gate."""
 CA_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine, Arch
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
@@ -129,12 +130,15 @@ class Plan:
     admin: Address
     filters: Sequence[Address] = ()
     """Endpoints of the filter; none: the shipped one."""
+    gates: Sequence[Address] = ()
+    """Endpoints of the gate; none: the shipped one, if it has any."""
     observers: Sequence[Address] = ()
     """Endpoints of the observer; none: nothing is observed."""
     provider: Provider | None = None
     any_model: bool = False
     """The provider knows every model: none is answered 501."""
     org_id: str | None = None
+    """Whose requests these are where no gate says it, like `agent_id`."""
     agent_id: str | None = None
     collector: Address | None = None
     """OTLP/HTTP receiver of spans; None: no tracing at all."""
@@ -192,6 +196,8 @@ def render(config: Node, plan: Plan) -> Node:
     set_listener(config, plan.listen)
     if plan.filters:
         set_cluster(config, FILTER_CLUSTER, plan.filters)
+    if plan.gates:
+        set_cluster(config, GATE_CLUSTER, plan.gates)
     if plan.observers:
         set_cluster(config, OBSERVER_CLUSTER, plan.observers)
     else:

@@ -1,8 +1,8 @@
 """`extproc up`: everything on one machine, as child processes of this one.
 
-Start order: queue, trace store, engine, filter, observer, provider, Envoy, each awaited until it answers. Stop order:
-the other way round, so that nothing is asked that has gone. A child that ends is reported and left: what Envoy does
-without it is what this filter is about.
+Start order: queue, trace store, auth service, gate, engine, filter, observer, provider, Envoy, each awaited until it
+answers. Stop order: the other way round, so that nothing is asked that has gone. A child that ends is reported and
+left: what Envoy does without it is what this filter is about.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -29,6 +29,9 @@ from extproc.settings import ProcessSettings, StoreSettings, load
 from extproc.stack import envoy, valkey
 from extproc.stack.child import Child
 from extproc.turns.trace_commands import URL_FILE
+
+if TYPE_CHECKING:
+    from extproc.memory.database import Database
 
 __all__ = ["Stack", "StackError", "run"]
 
@@ -39,6 +42,9 @@ _READY_LIMIT_S = 30.0
 _STOP_LIMIT_S = 12.0
 """Above the drain of 5 s that our processes have, and what ClickHouse gives a query that runs."""
 _POLL_S = 0.05
+_AUTH_TIMEOUT_MS = "140"
+"""Two calls fit into the 300 ms that Envoy waits: here the auth service shares a machine with everything else, and
+hashing a token for the first time takes most of the usual 50 ms alone."""
 
 
 class StackError(Exception):
@@ -54,9 +60,12 @@ class Stack:
     state_dir: Path
     demo: Demo
     database: str
+    token: str | None = None
+    """Of the demo org and agent, at the first start only: nobody can ever see it again."""
     gateway: str = ""
     provider: str = ""
     admin: str = ""
+    gate_admin: str = ""
     observer_admin: str = ""
     envoy_admin: str = ""
     broker: str = ""
@@ -70,6 +79,7 @@ class Stack:
             "gateway": self.gateway,
             "provider": self.provider,
             "admin": self.admin,
+            "gate_admin": self.gate_admin,
             "observer_admin": self.observer_admin,
             "envoy_admin": self.envoy_admin,
             "broker": self.broker,
@@ -77,7 +87,7 @@ class Stack:
             "traces": self.traces,
             "org_id": self.demo.org_id,
             "agent_id": self.demo.agent_id,
-            "token": None,
+            "token": self.token,
             "state_dir": str(self.state_dir),
             "pids": {"up": [os.getpid()], **pids},
         }
@@ -98,7 +108,11 @@ def run(*, listen: str, provider: str | None, otlp: str | None, data: Path | Non
         _start(stack, listen, provider, otlp, stopping)
         if stopping.is_set():
             return
+        # Last, so that no start that fails keeps a token that nobody was shown.
+        stack.token = _ensure_token(stack)
         typer.echo(json.dumps(stack.describe()) if as_json else _welcome(stack, has_stand_in=provider is None))
+        if as_json and stack.token is None:
+            typer.echo(f"extproc up: {_SHOWN_BEFORE} {_token_command(stack)}", err=True)
         sys.stdout.flush()
         _watch(stack, stopping)
     finally:
@@ -106,16 +120,44 @@ def run(*, listen: str, provider: str | None, otlp: str | None, data: Path | Non
 
 
 def _prepare(settings: StoreSettings) -> Stack:
+    from extproc.auth.demo import ensure_demo_agent
     from extproc.memory.store import StoreError, open_store, store_url
 
     try:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(settings.data)
         open_store(settings).close()
-        return Stack(lock, settings.data.resolve(), Demo.find_or_make(settings.data), store_url(settings))
+        stack = Stack(lock, settings.data.resolve(), Demo.find_or_make(settings.data), store_url(settings))
+        # Before the auth service starts, which then tells the gate that this org has no limit.
+        _with_database(stack, ensure_demo_agent)
     except OSError as error:
         raise StackError(f"the state directory {settings.data} cannot be used: {error}") from None
     except (DemoError, StoreError) as error:
+        raise StackError(str(error)) from None
+    return stack
+
+
+_Made = TypeVar("_Made")
+
+
+def _with_database(stack: Stack, make: Callable[[Database, str, str], _Made]) -> _Made:
+    """Raises StoreError."""
+    from extproc.memory.database import Database
+
+    database = Database(stack.database)
+    try:
+        return make(database, stack.demo.org_id, stack.demo.agent_id)
+    finally:
+        database.close()
+
+
+def _ensure_token(stack: Stack) -> str | None:
+    from extproc.auth.demo import ensure_demo
+    from extproc.memory.store import StoreError
+
+    try:
+        return _with_database(stack, ensure_demo)
+    except StoreError as error:
         raise StackError(str(error)) from None
 
 
@@ -133,11 +175,13 @@ def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, st
     try:
         gateway = envoy.Address.parse(listen)
         binary = envoy.find_envoy(os.environ.get("IBEX_ENVOY"))
-        engine, filter_, filter_admin, observer, envoy_admin = (_free_address() for _ in range(5))
+        auth, gate, engine, filter_, filter_admin, observer, envoy_admin = (_free_address() for _ in range(7))
         endpoint = otlp or load(ProcessSettings).otlp_endpoint
         environment = {"IBEX_DATA": str(stack.state_dir)} | ({"IBEX_OTLP_ENDPOINT": endpoint} if endpoint else {})
         _start_broker(stack, stopping)
         _start_traces(stack, stopping)
+        _start_auth(stack, auth, environment, stopping)
+        _start_gate(stack, gate, auth, environment, stopping)
         _start_engine(stack, engine, environment, stopping)
         _start_filter(stack, filter_, filter_admin, engine, environment, stopping)
         _start_observer(stack, observer, environment, stopping)
@@ -146,11 +190,10 @@ def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, st
             listen=gateway,
             admin=envoy_admin,
             filters=[filter_],
+            gates=[gate],
             observers=[observer],
             provider=envoy.Provider.parse(upstream),
             any_model=provider is not None,
-            org_id=stack.demo.org_id,
-            agent_id=stack.demo.agent_id,
             collector=_collector(endpoint),
         )
         _start_envoy(stack, binary, plan, stopping)
@@ -185,6 +228,37 @@ def _private_file(file: Path, text: str) -> Path:
     file.touch(mode=0o600)
     file.write_text(f"{text}\n", encoding="utf-8")
     return file
+
+
+def _start_auth(stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event) -> None:
+    admin = _free_address()
+    command = ["auth", "--listen", str(address), "--admin", str(admin)]
+    child = _start_child(stack, "auth", ["-m", "extproc", *command], {"IBEX_REDIS_URL": stack.broker, **environment})
+    _wait(child, lambda: _get(f"http://{admin}/ready") is not None, stopping)
+
+
+def _start_gate(
+    stack: Stack,
+    address: envoy.Address,
+    auth: envoy.Address,
+    environment: dict[str, str],
+    stopping: threading.Event,
+) -> None:
+    admin = _free_address()
+    command = ["gate", "--listen", str(address), "--admin", str(admin), "--auth", str(auth)]
+    own = {
+        "IBEX_REDIS_URL": stack.broker,
+        "IBEX_AUTH_TIMEOUT_MS": os.environ.get("IBEX_AUTH_TIMEOUT_MS", _AUTH_TIMEOUT_MS),
+    }
+    own |= environment
+    child = _start_child(stack, "gate", ["-m", "extproc", *command], own)
+    stack.gate_admin = f"http://{admin}"
+
+    def has_both() -> bool:
+        ready = _get(f"http://{admin}/ready")
+        return ready is not None and set(json.loads(ready)["dependencies"].values()) == {"ok"}
+
+    _wait(child, has_both, stopping)
 
 
 def _start_observer(
@@ -288,10 +362,12 @@ def _collector(endpoint: str) -> envoy.Address | None:
 
 
 _CONSEQUENCES = {
+    "auth": "tokens that the gate does not remember are answered 503",
+    "gate": "every request is answered 503",
     "engine": "requests go on without memory",
     "filter": "requests go on without memory",
     "observer": "requests go on, and nothing is written down of them",
-    "valkey": "turns wait in the outbox",
+    "valkey": "turns wait in the outbox, requests are not counted, and each asks the auth service",
     "clickhouse": "traces wait in the outbox",
     "provider": "requests are answered 503",
     "envoy": "nothing is answered any more",
@@ -311,13 +387,30 @@ def _watch(stack: Stack, stopping: threading.Event) -> None:
             )
 
 
-def _welcome(stack: Stack, *, has_stand_in: bool) -> str:
+_SHOWN_BEFORE = "The token was shown at the first start, once. Another one:"
+
+
+def _token_command(stack: Stack) -> str:
+    return f'{_shown_command()} token create "another" --agent {stack.demo.agent_id}{_data_option(stack)}'
+
+
+def _shown_command() -> Path:
+    """`extproc` as the user called it."""
     command = Path(sys.argv[0]) if Path(sys.argv[0]).name == "extproc" else Path("extproc")
-    shown = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    return command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+
+
+def _data_option(stack: Stack) -> str:
     is_default = stack.state_dir == load(StoreSettings).data.resolve()
-    where = "" if is_default else f" --data {stack.state_dir}"
+    return "" if is_default else f" --data {stack.state_dir}"
+
+
+def _welcome(stack: Stack, *, has_stand_in: bool) -> str:
+    shown, where = _shown_command(), _data_option(stack)
     provider = "a stand-in, which answers with what it received" if has_stand_in else stack.provider
-    key = "" if has_stand_in else ' -H "Authorization: Bearer $OPENAI_API_KEY"'
+    token = stack.token or "$IBEX_TOKEN"
+    another = "" if stack.token else f"  {_SHOWN_BEFORE}\n\n  IBEX_TOKEN=$({_token_command(stack)})\n\n"
+    kept = "Keep it: it is shown this once." if stack.token else ""
     received = f"  What reached the provider:  curl {stack.provider}/received\n" if has_stand_in else ""
     return f"""
 Envoy answers at {stack.gateway}; the provider is {provider}.
@@ -326,8 +419,11 @@ In another terminal, add a memory and ask for it:
 
   {shown} memory add "The user's name is Ada."{where}
 
-  curl -i {stack.gateway}/v1/chat/completions{key} -H 'Content-Type: application/json' \\
+{another}  curl -i {stack.gateway}/v1/chat/completions \\
+    -H "Authorization: Bearer {token}" -H 'Content-Type: application/json' \\
     -d '{{"model":"gpt-4o-mini","messages":[{{"role":"user","content":"What is my name?"}}]}}'
+
+  Any client works with this base URL and this token as its key. {kept}
 
 {received}  Health, metrics:  {stack.admin}/ready  {stack.admin}/metrics  Envoy: {stack.envoy_admin}
   Logs and data:  {stack.state_dir}

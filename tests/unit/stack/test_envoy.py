@@ -9,6 +9,7 @@ import ssl
 import stat
 import time
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,27 @@ class TestShipped:
             both.append((context, envoy._http_filter(config, "strip"), envoy._cluster(config, "extproc_filter")))
         assert both[0] == both[1]
 
+    def test_the_gate_fails_closed_and_comes_before_whatever_reads_a_body(self, gateway: envoy.Node) -> None:
+        gate = envoy._http_filter(gateway, "ibex.gate")["typed_config"]
+        assert gate["failure_mode_allow"] is False
+        assert gate["status_on_error"] == {"code": "ServiceUnavailable"}
+        assert "disabled" not in envoy._http_filter(gateway, "ibex.gate")
+        assert "ibex.gate" not in str(envoy._routes(gateway)), "no route goes round it"
+        names = [entry["name"] for entry in envoy._http_managers(gateway)[0]["http_filters"]]
+        order = ["query_credentials", "ibex.observer", "ibex.gate", "body", "model", "ibex.context", "strip"]
+        assert [name for name in names if name in order] == order
+        cluster = envoy._cluster(gateway, "extproc_gate")
+        assert cluster["common_lb_config"] == {"healthy_panic_threshold": {"value": 0}}
+
+    def test_the_gate_of_your_own_envoy_is_the_same_one(self, gateway: envoy.Node) -> None:
+        """dropin.yaml shows it in comments."""
+        lines = [line.strip() for line in envoy.shipped("dropin.yaml").read_text(encoding="utf-8").splitlines()]
+        start = lines.index("# - name: ibex.gate")
+        shown = takewhile(lambda line: line.startswith("#"), lines[start:])
+        plain = {entry["name"]: entry for entry in yaml.safe_load("\n".join(line[2:] for line in shown))}
+        assert plain["ibex.gate"] == envoy._http_filter(gateway, "ibex.gate")
+        assert plain["extproc_gate"] == envoy._cluster(gateway, "extproc_gate")
+
     def test_no_answer_is_cut_off_and_no_request_is_sent_twice(self, config: envoy.Node) -> None:
         actions = [route["route"] for route in envoy._routes(config) if "route" in route]
         assert actions
@@ -113,7 +135,7 @@ class TestLoad:
 class TestRender:
     def test_the_given_configuration_stays_as_it_is(self, config: envoy.Node) -> None:
         before = copy.deepcopy(config)
-        envoy.render(config, plan(filters=[LISTEN], provider=Provider(LISTEN), org_id="o", agent_id="a"))
+        envoy.render(config, plan(filters=[LISTEN], provider=Provider(LISTEN)))
         assert config == before
 
     def test_without_an_observer_nothing_is_left_of_it(self, config: envoy.Node) -> None:
@@ -148,7 +170,9 @@ class TestRender:
             assert endpoints(rendered, cluster["name"]) == [("127.0.0.1", 3)]
             assert cluster["type"] == "STATIC"
 
-    def test_identity(self, config: envoy.Node) -> None:
+    def test_identity(self) -> None:
+        """Of the configuration without a gate."""
+        config = envoy.load(envoy.shipped("dropin.yaml"))
         shipped = envoy._http_filter(config, "identity")["typed_config"]["metadata"][0]["value"]
         rendered = envoy.render(config, plan(org_id="org"))
         value = envoy._http_filter(rendered, "identity")["typed_config"]["metadata"][0]["value"]
@@ -164,7 +188,6 @@ class TestRender:
     def test_a_name_that_is_not_there_is_an_error(self, gateway: envoy.Node) -> None:
         with pytest.raises(EnvoyError, match="no cluster named 'nobody'; it has: extproc_filter"):
             envoy.set_cluster(gateway, "nobody", [LISTEN])
-        envoy._http_filter(gateway, "identity")["name"] = "renamed"
         with pytest.raises(EnvoyError, match="no HTTP filter named 'identity'"):
             envoy.render(gateway, plan(org_id="o"))
         gateway["static_resources"]["listeners"] *= 2
