@@ -49,6 +49,7 @@ EXTRAS = {
     "org": "auth",
     "agent": "auth",
     "token": "auth",
+    "directive": "auth",
     "engine": "engine",
     "memory": "engine",
     "migrate": "engine",
@@ -100,10 +101,12 @@ def _mount_optional_commands() -> None:
         app.command("traces")(traces)
     if find_spec("argon2") is not None and find_spec("sqlalchemy") is not None:
         from extproc.auth.commands import agents_app, organizations_app, tokens_app
+        from extproc.directives.commands import app as directives_app
 
         app.add_typer(organizations_app, name="org")
         app.add_typer(agents_app, name="agent")
         app.add_typer(tokens_app, name="token")
+        app.add_typer(directives_app, name="directive")
 
 
 def _fail(command: str, error: Exception) -> NoReturn:

@@ -7,7 +7,7 @@ the last few messages, and arrays that are long enough to hold a picture. The fo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +15,9 @@ import msgspec
 from msgspec import Raw
 
 from extproc.chat._json import ABSENT, decode, is_array, is_object
-from extproc.chat._request import EditPoints, Message, UnreadableBody
+from extproc.chat._place import prefix_place
+from extproc.chat._request import EditPoints, Message, Opening, UnreadableBody
 from extproc.chat._span import locate
-from extproc.chat._splice import prefix_place
 from extproc.chat._text import is_text, read_text
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from extproc.chat._request import Place, ReadLimits
 
-__all__ = ["Conversation", "Turn", "check_count", "read_conversation"]
+__all__ = ["Conversation", "Turn", "check_count", "find_opening", "first_text", "read_conversation"]
 
 MAX_ELEMENTS: Final = 20_000
 """Most messages, and most parts of one content. Each costs 1 to 3 µs of Python here at worst, so that a body made to be
@@ -39,6 +39,13 @@ _ATTACHMENT_BYTES: Final = 6000
 
 _SPEAKERS: Final[dict[str | None, str]] = {"user": "user", "assistant": "assistant", "model": "assistant"}
 """The roles whose messages are talk; instructions and tool output are not."""
+_SYSTEM_ROLES: Final[frozenset[str | None]] = frozenset({"system", "developer"})
+"""The roles whose messages are instructions, in the formats that have such messages."""
+
+_LONG_BYTES: Final = 32768
+"""In a longer body the offsets that only some insertions need are found with the rest, at 4 µs of more than 60; a
+shorter one is read again for them, in about as long as it took the first time.
+"""
 
 _is_base64 = re.compile(rb'"base64"').search
 
@@ -140,19 +147,61 @@ def _edit_points(
     # The last text, not the first: a client that marks a long document as cached puts it before the question, and the
     # provider's cache holds for everything before the insertion. Both stay put while a tool loop goes on.
     last_user = prefix_place(body, strings[-1]) if strings else None
-    has_first = len(turns) > 0 and turns[0].content is not ABSENT
     if last_user is not None and not parts:  # a plain string: content and text are one
         content_at = last_user.at - 1
     else:
         content_at = locate(body, turns[index].content) if strings else -1
+    opening = find_opening(body, turns) if len(body) > _LONG_BYTES else None
+    if opening and strings and opening.first_user_at == content_at:  # its parts, which may be large, are known now
+        text_at = locate(body, strings[0])
+        opening = replace(opening, first_user_at=text_at, first_user_end=text_at + len(strings[0]))
     return EditPoints(
         last_user=last_user,
         system=system,
         user_index=-1 if any(part.is_tool_result() for part in parts) else index,
         user_content_at=content_at,
-        first_content_at=locate(body, turns[0].content) if has_first else -1,
         first_role=turns[0].role or "" if turns else "",
+        opening=opening,
     )
+
+
+def find_opening(body: bytes, turns: Sequence[Turn]) -> Opening:
+    """Of a body that the turns were decoded from. Nobody reads the parts of a content before they are needed."""
+    leading = _count_leading(turns)
+    following = turns[leading].content if leading < len(turns) else ABSENT
+    following_at = _offset(body, following)
+    user = _first_user(turns)
+    user_at = following_at if user is following else _offset(body, user)
+    return Opening(
+        leading=leading,
+        first_content_at=_offset(body, turns[0].content) if leading else following_at,
+        next_content_at=following_at,
+        first_user_at=user_at,
+        first_user_end=user_at + len(user),
+    )
+
+
+def _count_leading(turns: Sequence[Turn]) -> int:
+    for index, turn in enumerate(turns):
+        if turn.role not in _SYSTEM_ROLES:
+            return index
+    return len(turns)
+
+
+def _first_user(turns: Sequence[Turn]) -> Raw:
+    """The content of the first user message that may carry text; ABSENT without one."""
+    for turn in turns:
+        if turn.role == "user" and _may_hold_text(turn.content):
+            return turn.content
+    return ABSENT
+
+
+def _may_hold_text(content: Raw) -> bool:
+    return is_text(content) or is_array(content) or is_object(content)
+
+
+def _offset(body: bytes, raw: Raw) -> int:
+    return -1 if raw is ABSENT else locate(body, raw)
 
 
 def _recent_messages(
@@ -167,6 +216,11 @@ def _recent_messages(
         if role is not None and (strings := _texts(turn.content, _parts(turn.content), text_types)):
             found.append(Message(role, read_text(strings, limits.recent_bytes)))
     return tuple(reversed(found))
+
+
+def first_text(content: Raw, text_types: frozenset[str | None]) -> Raw | None:
+    """The first text of a content; None without one. Raises UnreadableBody."""
+    return next(iter(_texts(content, _parts(content), text_types)), None)
 
 
 def _texts(content: Raw, parts: Iterable[_Part], text_types: frozenset[str | None]) -> list[Raw]:

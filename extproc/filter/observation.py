@@ -494,6 +494,7 @@ class Observation:
             context_tokens=int(_number_of(self._context, "tokens")),
             context_fallback=self._context.get("fallback", True) is not False,
             auth_ms=_number_of(self._gate, "auth_ms"),
+            directive_ms=_number_of(self._context, "directive_ms"),
             engine_ms=_number_of(self._context, "engine_ms"),
             filter_ms=_number_of(self._context, "assemble_ms"),
             ttfb_ms=self._first_byte_ms if self._chunks else None,

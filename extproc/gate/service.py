@@ -21,9 +21,9 @@ from extproc.gate.auth_client import Caller
 from extproc.gate.credential import secret_parameters
 from extproc.gate.limiter import RateLimiter
 from extproc.gate.principals import Principals, digest_of
-from extproc.gate.redis_link import LinkProblem
 from extproc.gate.report import Report, WriteLine
 from extproc.gate.verdict import DEGRADED
+from extproc.redis.link import LinkProblem
 
 __all__ = ["SERVICE_NAME", "Authorizer"]
 

@@ -183,7 +183,8 @@ def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, st
         _start_auth(stack, auth, environment, stopping)
         _start_gate(stack, gate, auth, environment, stopping)
         _start_engine(stack, engine, environment, stopping)
-        _start_filter(stack, filter_, filter_admin, engine, environment, stopping)
+        directives = {"IBEX_REDIS_URL": stack.broker, "IBEX_DIRECTIVE_ADDRESS": str(auth)}
+        _start_filter(stack, filter_, filter_admin, engine, directives | environment, stopping)
         _start_observer(stack, observer, environment, stopping)
         upstream = _start_provider(stack, provider, stopping)
         plan = envoy.Plan(
