@@ -193,7 +193,7 @@ class TestRemoteProvider:
         rendered = envoy.render(config, plan(provider=Provider.parse("https://api.example.com/v1", ca_file)))
         for cluster in provider_clusters(rendered):
             assert endpoints(rendered, cluster["name"]) == [("api.example.com", 443)]
-            assert cluster["type"] == "LOGICAL_DNS"
+            assert cluster["type"] == "STRICT_DNS"
             tls = cluster["transport_socket"]["typed_config"]
             assert tls["sni"] == "api.example.com"
             validation = tls["common_tls_context"]["validation_context"]
