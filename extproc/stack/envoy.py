@@ -189,7 +189,7 @@ def find_envoy(configured: str | None = None, version: str = DEFAULT_VERSION, *,
     )
 
 
-def shipped(name: Literal["envoy.yaml", "dropin.yaml"]) -> Path:
+def shipped(name: Literal["envoy.yaml", "dropin.yaml", "dropin-jwt.yaml"]) -> Path:
     """A configuration of this project: from the checkout, else from the installed package. Raises EnvoyError."""
     here = Path(__file__)
     places = (here.parents[2] / "envoy" / name, here.parent / "shipped" / name)
