@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ import pytest
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address, Provider
-from tests.integration.conftest import StandIn
+from tests.integration.conftest import StandIn, answers
+from tests.integration.conftest import running as process_running
 from tests.integration.gateway.gateway_side import fitting, provider_clusters, running
 from tests.integration.http_side import check_envelope
 
@@ -107,11 +109,21 @@ class TestOutliers:
     def test_no_answer_puts_an_address_aside(
         self, envoy_binary: Path, tmp_path: Path, provider: StandIn, status: int
     ) -> None:
-        with running(envoy_binary, tmp_path, fitting(provider=Provider(provider.address))) as gateway:
-            for _ in range(12):
+        second = Address("127.0.0.1", envoy.free_port())
+
+        def add_the_second(config: envoy.Node) -> None:
+            for cluster in provider_clusters(config):
+                envoy.set_cluster(config, cluster["name"], [provider.address, second])
+
+        command = [sys.executable, "-m", "extproc.stack.provider", "--listen", str(second)]
+        plan = fitting(provider=Provider(provider.address))
+        with (
+            process_running(command, answers(f"http://{second}/received")),
+            running(envoy_binary, tmp_path, plan, change=add_the_second) as gateway,
+        ):
+            for _ in range(24):
                 assert gateway.chat(headers={"x-standin-status": str(status)}).status_code == status
             assert gateway.stat("cluster.provider_openai.outlier_detection.ejections_enforced_total") == 0
-            assert gateway.chat().status_code == 200
 
     def test_an_address_that_cannot_be_connected_to_is_put_aside(
         self, envoy_binary: Path, tmp_path: Path, provider: StandIn
