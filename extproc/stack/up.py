@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +26,7 @@ import typer
 
 from extproc.memory.demo import Demo, DemoError
 from extproc.settings import ProcessSettings, StoreSettings, load
-from extproc.stack import envoy, valkey
+from extproc.stack import certs, envoy, keys, valkey
 from extproc.stack.child import Child
 from extproc.turns.trace_commands import URL_FILE
 
@@ -63,6 +63,8 @@ class Stack:
     token: str | None = None
     """Of the demo org and agent, at the first start only: nobody can ever see it again."""
     gateway: str = ""
+    ca_file: Path | None = None
+    """What clients of an HTTPS gateway have to trust."""
     provider: str = ""
     admin: str = ""
     gate_admin: str = ""
@@ -77,6 +79,7 @@ class Stack:
         pids = {child.name: [child.process.pid] for child in self.children}
         return {
             "gateway": self.gateway,
+            "ca_file": str(self.ca_file) if self.ca_file else None,
             "provider": self.provider,
             "admin": self.admin,
             "gate_admin": self.gate_admin,
@@ -98,14 +101,24 @@ class Stack:
         self.lock.close()
 
 
-def run(*, listen: str, provider: str | None, otlp: str | None, data: Path | None, as_json: bool) -> None:
+def run(
+    *,
+    listen: str,
+    provider: str | None,
+    provider_key: str | None,
+    tls: bool,
+    otlp: str | None,
+    data: Path | None,
+    as_json: bool,
+) -> None:
     """Start everything, say where it is, wait for SIGINT or SIGTERM. Raises StackError when a part does not start."""
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     stack = _prepare(load(StoreSettings, data=data))
     try:
-        _start(stack, listen, provider, otlp, stopping)
+        front = _Front(listen, provider, provider_key, tls)
+        _start(stack, front, otlp, stopping)
         if stopping.is_set():
             return
         # Last, so that no start that fails keeps a token that nobody was shown.
@@ -171,9 +184,23 @@ def _lock(state_dir: Path) -> IO[str]:
     return lock
 
 
-def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, stopping: threading.Event) -> None:
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """What is asked of Envoy: where it answers, how, and for which provider."""
+
+    listen: str
+    provider: str | None
+    """URL; None: a stand-in."""
+    provider_key: str | None
+    """Variable that holds its key; None: the one that belongs to its host."""
+    tls: bool
+
+
+def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Event) -> None:
     try:
-        gateway = envoy.Address.parse(listen)
+        gateway = envoy.Address.parse(front.listen)
+        provider, secrets_of_envoy = _provider(front)
+        certificate = _certificate(stack, gateway) if front.tls else None
         binary = envoy.find_envoy(os.environ.get("IBEX_ENVOY"))
         auth, gate, engine, filter_, filter_admin, observer, envoy_admin = (_free_address() for _ in range(7))
         endpoint = otlp or load(ProcessSettings).otlp_endpoint
@@ -186,20 +213,50 @@ def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, st
         directives = {"IBEX_REDIS_URL": stack.broker, "IBEX_DIRECTIVE_ADDRESS": str(auth)}
         _start_filter(stack, filter_, filter_admin, engine, directives | environment, stopping)
         _start_observer(stack, observer, environment, stopping)
-        upstream = _start_provider(stack, provider, stopping)
+        stand_in = None if provider else envoy.Provider.parse(_start_stand_in(stack, stopping))
+        stack.provider = front.provider or stack.provider
         plan = envoy.Plan(
             listen=gateway,
             admin=envoy_admin,
             filters=[filter_],
             gates=[gate],
             observers=[observer],
-            provider=envoy.Provider.parse(upstream),
+            provider=provider or stand_in,
             any_model=provider is not None,
+            tls=certificate,
             collector=_collector(endpoint),
         )
-        _start_envoy(stack, binary, plan, stopping)
+        _start_envoy(stack, binary, plan, secrets_of_envoy, stopping)
     except (envoy.EnvoyError, valkey.ValkeyError, OSError, ValueError) as error:
         raise StackError(str(error)) from None
+
+
+def _provider(front: _Front) -> tuple[envoy.Provider | None, dict[str, str]]:
+    """The given provider with its key, and the variables that Envoy alone gets.
+
+    Every key that we know of leaves our own environment, so that no other child inherits one.
+    """
+    provider, key = envoy.Provider.parse(front.provider) if front.provider else None, None
+    if provider is not None:
+        key = keys.key_for(provider.address.host, front.provider_key)
+    value = keys.take(os.environ, key.variable) if key else None
+    for variable in {known.variable for known in keys.BY_PROVIDER.values()} | {keys.OTHER_PROVIDER}:
+        os.environ.pop(variable, None)
+    if provider is None or key is None:
+        return None, {}
+    os.environ.pop(key.variable, None)
+    if value is None:
+        typer.echo(f"extproc up: {key.variable} is not set, so {provider.authority} gets no key", err=True)
+        return provider, {}
+    return replace(provider, key=key), {key.variable: value}
+
+
+def _certificate(stack: Stack, gateway: envoy.Address) -> envoy.Certificate:
+    is_everywhere = gateway.host in {"0.0.0.0", "::"}
+    hosts = dict.fromkeys([*certs.LOOPBACK, *([] if is_everywhere else [gateway.host])])
+    pair = certs.make_or_keep(stack.state_dir / "tls", list(hosts))
+    stack.ca_file = pair.authority
+    return envoy.Certificate(pair.chain, pair.key)
 
 
 def _free_address() -> envoy.Address:
@@ -302,25 +359,24 @@ def _start_filter(
     _wait(child, has_engine, stopping)
 
 
-def _start_provider(stack: Stack, url: str | None, stopping: threading.Event) -> str:
-    """The URL that Envoy sends requests to: a given one, or that of a stand-in that is started here."""
-    if url is None:
-        address = _free_address()
-        child = _start_child(stack, "provider", ["-m", "extproc.stack.provider", "--listen", str(address)], {})
-        url = f"http://{address}"
-        received = f"{url}/received"
-        _wait(child, lambda: _get(received) is not None, stopping)
-    stack.provider = url
-    return url
+def _start_stand_in(stack: Stack, stopping: threading.Event) -> str:
+    """Its URL."""
+    address = _free_address()
+    child = _start_child(stack, "provider", ["-m", "extproc.stack.provider", "--listen", str(address)], {})
+    stack.provider = f"http://{address}"
+    _wait(child, lambda: _get(f"{stack.provider}/received") is not None, stopping)
+    return stack.provider
 
 
-def _start_envoy(stack: Stack, binary: Path, plan: envoy.Plan, stopping: threading.Event) -> None:
+def _start_envoy(
+    stack: Stack, binary: Path, plan: envoy.Plan, environment: dict[str, str], stopping: threading.Event
+) -> None:
     config = envoy.render(envoy.load(envoy.shipped("envoy.yaml")), plan)
     file = envoy.write(config, stack.state_dir / "envoy.rendered.yaml")
-    running = envoy.start(binary, file, plan.admin, state_dir=stack.state_dir)
+    running = envoy.start(binary, file, plan.admin, state_dir=stack.state_dir, environment=environment)
     child = Child("envoy", running.process, running.log_file)
     stack.children.append(child)
-    stack.gateway, stack.envoy_admin = f"http://{plan.listen}", f"http://{plan.admin}"
+    stack.gateway, stack.envoy_admin = f"http{'s' if plan.tls else ''}://{plan.listen}", f"http://{plan.admin}"
     _wait(child, lambda: _get(f"{stack.envoy_admin}/ready") is not None, stopping)
 
 
@@ -412,6 +468,7 @@ def _welcome(stack: Stack, *, has_stand_in: bool) -> str:
     token = stack.token or "$IBEX_TOKEN"
     another = "" if stack.token else f"  {_SHOWN_BEFORE}\n\n  IBEX_TOKEN=$({_token_command(stack)})\n\n"
     kept = "Keep it: it is shown this once." if stack.token else ""
+    trust = f" --cacert {stack.ca_file}" if stack.ca_file else ""
     received = f"  What reached the provider:  curl {stack.provider}/received\n" if has_stand_in else ""
     return f"""
 Envoy answers at {stack.gateway}; the provider is {provider}.
@@ -420,7 +477,7 @@ In another terminal, add a memory and ask for it:
 
   {shown} memory add "The user's name is Ada."{where}
 
-{another}  curl -i {stack.gateway}/v1/chat/completions \\
+{another}  curl -i{trust} {stack.gateway}/v1/chat/completions \\
     -H "Authorization: Bearer {token}" -H 'Content-Type: application/json' \\
     -d '{{"model":"gpt-4o-mini","messages":[{{"role":"user","content":"What is my name?"}}]}}'
 
