@@ -15,7 +15,8 @@ import yaml
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address, Plan
-from tests.integration.conftest import AUTHORIZED, trust_gate
+from tests.integration.conftest import trust_gate
+from tests.integration.http_side import AUTHORIZED
 
 T = TypeVar("T")
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
