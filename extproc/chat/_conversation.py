@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "Turn", "check_count", "find_opening", "first_text", "read_conversation"]
 
 MAX_ELEMENTS: Final = 20_000
-"""Most messages, and most parts of one content. Each costs 1 to 3 µs of Python here at worst, so that a body made to be
-slow stays near the filter's 45 ms; a window of a million tokens leaves 50 for each.
+"""Most messages, and most parts that are read of a body. Each costs 1 to 3 µs of Python here at worst, so that a body
+made to be slow stays near the filter's 45 ms; a window of a million tokens leaves 50 for each.
 """
 
 _LARGE_BYTES: Final = 8192
@@ -91,6 +91,37 @@ _parts_decoder = msgspec.json.Decoder(list[_Part])
 _part_decoder = msgspec.json.Decoder(_Part)
 
 
+class _Contents:
+    """The parts of a body's contents, each content read once; all together they keep to MAX_ELEMENTS."""
+
+    def __init__(self) -> None:
+        self._read: dict[int, list[_Part]] = {}
+        """By the identity of the content, which its turn or part holds on to."""
+        self._count = 0
+
+    def parts(self, content: Raw) -> list[_Part]:
+        """Raises UnreadableBody."""
+        if is_array(content):
+            return self._array(content)
+        if is_object(content):  # Gemini takes a single part without its array, and its own examples are written so
+            return [decode(_part_decoder, content)]
+        return []
+
+    def texts(self, content: Raw, text_types: frozenset[str | None]) -> list[Raw]:
+        """The strings of a content that hold text, in order: itself, or of its parts."""
+        if is_text(content):
+            return [content]
+        return [part.text for part in self.parts(content) if part.type in text_types and is_text(part.text)]
+
+    def _array(self, content: Raw) -> list[_Part]:
+        parts = self._read.get(id(content))
+        if parts is None:
+            parts = self._read[id(content)] = decode(_parts_decoder, content)
+            self._count += len(parts)
+            _check(self._count)
+        return parts
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What a request says, by its messages alone."""
@@ -115,35 +146,39 @@ def read_conversation(
     attachments.
     """
     check_count(turns)
-    index, parts, strings = _last_user(turns, text_types)
+    contents = _Contents()
+    index, strings = _last_user(turns, contents, text_types)
     return Conversation(
         query=read_text(strings, limits.query_bytes) if strings else "",
-        recent=_recent_messages(turns, index, text_types, limits),
-        content_bytes=_model_bytes(body, turns, index, parts, outputs),
-        edits=_edit_points(body, turns, index, parts, strings, system),
+        recent=_recent_messages(turns, index, contents, text_types, limits),
+        content_bytes=_model_bytes(body, turns, contents, outputs),
+        edits=_edit_points(body, turns, index, contents, strings, system),
     )
 
 
 def check_count(elements: Sequence[object]) -> None:
     """Raises UnreadableBody for too many messages or parts."""
-    if len(elements) > MAX_ELEMENTS:
+    _check(len(elements))
+
+
+def _check(count: int) -> None:
+    if count > MAX_ELEMENTS:
         raise UnreadableBody("too_many_messages")
 
 
-def _last_user(turns: Sequence[Turn], text_types: frozenset[str | None]) -> tuple[int, list[_Part], list[Raw]]:
-    """The last user message that carries text: its index, its parts and its texts; -1 and nothing without one."""
+def _last_user(turns: Sequence[Turn], contents: _Contents, text_types: frozenset[str | None]) -> tuple[int, list[Raw]]:
+    """The last user message that carries text: its index and its texts; -1 and nothing without one."""
     for index in range(len(turns) - 1, -1, -1):
         turn = turns[index]
-        if turn.role == "user":
-            parts = _parts(turn.content)
-            if strings := _texts(turn.content, parts, text_types):
-                return index, parts, strings
-    return -1, [], []
+        if turn.role == "user" and (strings := contents.texts(turn.content, text_types)):
+            return index, strings
+    return -1, []
 
 
 def _edit_points(
-    body: bytes, turns: Sequence[Turn], index: int, parts: list[_Part], strings: list[Raw], system: Place | None
+    body: bytes, turns: Sequence[Turn], index: int, contents: _Contents, strings: list[Raw], system: Place | None
 ) -> EditPoints:
+    parts = contents.parts(turns[index].content) if strings else []
     # The last text, not the first: a client that marks a long document as cached puts it before the question, and the
     # provider's cache holds for everything before the insertion. Both stay put while a tool loop goes on.
     last_user = prefix_place(body, strings[-1]) if strings else None
@@ -205,7 +240,7 @@ def _offset(body: bytes, raw: Raw) -> int:
 
 
 def _recent_messages(
-    turns: Sequence[Turn], end: int, text_types: frozenset[str | None], limits: ReadLimits
+    turns: Sequence[Turn], end: int, contents: _Contents, text_types: frozenset[str | None], limits: ReadLimits
 ) -> tuple[Message, ...]:
     found: list[Message] = []
     for index in range(end - 1, -1, -1):
@@ -213,44 +248,25 @@ def _recent_messages(
             break
         turn = turns[index]
         role = _SPEAKERS.get(turn.role)
-        if role is not None and (strings := _texts(turn.content, _parts(turn.content), text_types)):
+        if role is not None and (strings := contents.texts(turn.content, text_types)):
             found.append(Message(role, read_text(strings, limits.recent_bytes)))
     return tuple(reversed(found))
 
 
 def first_text(content: Raw, text_types: frozenset[str | None]) -> Raw | None:
     """The first text of a content; None without one. Raises UnreadableBody."""
-    return next(iter(_texts(content, _parts(content), text_types)), None)
+    return next(iter(_Contents().texts(content, text_types)), None)
 
 
-def _texts(content: Raw, parts: Iterable[_Part], text_types: frozenset[str | None]) -> list[Raw]:
-    """The strings of a content that hold text, in order: itself, or of its parts."""
-    if is_text(content):
-        return [content]
-    return [part.text for part in parts if part.type in text_types and is_text(part.text)]
-
-
-def _parts(content: Raw) -> list[_Part]:
-    if is_array(content):
-        parts = decode(_parts_decoder, content)
-        check_count(parts)
-        return parts
-    if is_object(content):  # Gemini takes a single part without its array, and its own examples are written so
-        return [decode(_part_decoder, content)]
-    return []
-
-
-def _model_bytes(body: bytes, turns: Sequence[Turn], index: int, parts: list[_Part], outputs: Iterable[Raw]) -> int:
-    """Bytes of the body that the model will read, roughly; the parts of the message at `index` are known already."""
+def _model_bytes(body: bytes, turns: Sequence[Turn], contents: _Contents, outputs: Iterable[Raw]) -> int:
+    """Bytes of the body that the model will read, roughly."""
     if len(body) <= _LARGE_BYTES:
         return len(body)
-    known = turns[index].content if parts else ABSENT
-    large = [content for content in chain((turn.content for turn in turns), outputs) if len(content) > _LARGE_BYTES]
-    others = (part for content in large if content is not known for part in _parts(content))
-    return len(body) - sum(map(_surplus, chain(parts, others)))
+    large = (content for content in chain((turn.content for turn in turns), outputs) if len(content) > _LARGE_BYTES)
+    return len(body) - sum(_surplus(part, contents) for content in large for part in contents.parts(content))
 
 
-def _surplus(part: _Part) -> int:
+def _surplus(part: _Part, contents: _Contents) -> int:
     """With what a tool result holds. No deeper: results do not nest, and each level is one more pass over its bytes."""
-    inner = _parts(part.content) if len(part.content) > _LARGE_BYTES else []
+    inner = contents.parts(part.content) if len(part.content) > _LARGE_BYTES else []
     return part.surplus() + sum(nested.surplus() for nested in inner)

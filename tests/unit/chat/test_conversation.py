@@ -42,6 +42,25 @@ def test_more_messages_or_parts_than_anyone_sends_are_refused(count: int) -> Non
             openai_chat.read_request(body, "/", ReadLimits())
 
 
+@pytest.mark.parametrize("count", [2, 81])
+def test_all_messages_together_have_no_more_parts_than_one_may_have(count: int) -> None:
+    many = ",".join(["{}"] * 10_001)
+    message = f'{{"role":"user","content":[{many}]}}'
+    result = f'{{"role":"user","content":[{{"type":"tool_result","content":[{many}]}}]}}'
+    for one in (message, result):
+        read_one = f'{{"messages":[{one}]}}'.encode()
+        assert openai_chat.read_request(read_one, "/", ReadLimits()).query == ""
+        with pytest.raises(UnreadableBody, match="too_many_messages"):
+            openai_chat.read_request(f'{{"messages":[{",".join([one] * count)}]}}'.encode(), "/", ReadLimits())
+
+
+def test_a_content_that_is_read_twice_counts_once() -> None:
+    """For a text, and for its weight."""
+    message = '{{"role":"user","content":[{}]}}'.format(",".join(["{}"] * 15_000))
+    body = f'{{"messages":[{message},{{"role":"assistant","content":"x"}}]}}'.encode()
+    assert openai_chat.read_request(body, "/", ReadLimits()).content_bytes == len(body)
+
+
 @pytest.mark.parametrize("limit", [0, 1, 3])
 def test_recent_messages_obey_their_limits(limit: int) -> None:
     limits = ReadLimits(recent_messages=limit, recent_bytes=10)
