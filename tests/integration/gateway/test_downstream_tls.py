@@ -14,7 +14,7 @@ from extproc.stack import certs, envoy
 from extproc.stack.envoy import Provider
 from tests.integration.conftest import StandIn
 from tests.integration.gateway.gateway_side import Running, fitting, running
-from tests.integration.http_side import check_envelope
+from tests.integration.http_side import AUTHORIZED, check_envelope
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,7 @@ def client(pair: certs.Pair) -> ssl.SSLContext:
 @pytest.mark.parametrize("http2", [False, True])
 def test_a_client_that_trusts_the_authority_is_answered(https: Running, pair: certs.Pair, http2: bool) -> None:
     with httpx2.Client(base_url=https.client.base_url, verify=client(pair), http1=not http2, http2=http2) as one:
+        one.headers.update(AUTHORIZED)
         response = one.post("/v1/chat/completions", json={"model": "gpt-4o", "messages": []})
     assert response.status_code == 200
     assert response.http_version == ("HTTP/2" if http2 else "HTTP/1.1")

@@ -15,7 +15,7 @@ from extproc.stack import envoy
 from extproc.stack.envoy import Provider
 from tests.integration.conftest import StandIn
 from tests.integration.gateway.gateway_side import Running, eventually, fitting, running
-from tests.integration.http_side import CONTEXT_HEADERS, NOT_ASKED, context, raw, request_bytes
+from tests.integration.http_side import AUTHORIZED, CONTEXT_HEADERS, NOT_ASKED, context, raw, request_bytes
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ class TestHeaders:
     @pytest.mark.parametrize("count", [101, 1000])
     def test_over_http2_it_ends_that_request_alone(self, shared: Running, provider: StandIn, count: int) -> None:
         with httpx2.Client(base_url=shared.client.base_url, http1=False, http2=True, timeout=20) as client:
+            client.headers.update(AUTHORIZED)
             assert client.get("/v1/models").status_code == 200
             with contextlib.suppress(httpx2.RemoteProtocolError):
                 too_many = client.get("/v1/models", headers={f"x-{number}": "y" for number in range(count)})
@@ -86,7 +87,7 @@ class TestOverload:
             connections["typed_config"]["max_active_downstream_connections"] = 2
 
         plan = fitting(provider=Provider(provider.address))
-        asked = request_bytes("GET", "/v1/models", {})
+        asked = request_bytes("GET", "/v1/models", AUTHORIZED)
         with running(envoy_binary, tmp_path, plan, change=allow_two) as gateway, contextlib.ExitStack() as held:
             held_ones = []
             for _ in range(2):
