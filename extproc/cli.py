@@ -49,6 +49,7 @@ EXTRAS = {
     "org": "auth",
     "agent": "auth",
     "token": "auth",
+    "directive": "auth",
     "engine": "engine",
     "memory": "engine",
     "migrate": "engine",
@@ -100,10 +101,16 @@ def _mount_optional_commands() -> None:
         app.command("traces")(traces)
     if find_spec("argon2") is not None and find_spec("sqlalchemy") is not None:
         from extproc.auth.commands import agents_app, organizations_app, tokens_app
+        from extproc.directives.commands import app as directives_app
 
         app.add_typer(organizations_app, name="org")
         app.add_typer(agents_app, name="agent")
         app.add_typer(tokens_app, name="token")
+        app.add_typer(directives_app, name="directive")
+    if find_spec("yaml") is not None and find_spec("cryptography") is not None:
+        from extproc.stack.commands import app as envoy
+
+        app.add_typer(envoy, name="envoy")
 
 
 def _fail(command: str, error: Exception) -> NoReturn:
@@ -202,6 +209,11 @@ def up(
     provider: Annotated[
         str | None, typer.Option(help="URL of a real provider; without it a stand-in answers.", metavar="URL")
     ] = None,
+    provider_key: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the provider's key. Default: by its host.", metavar="NAME"),
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="HTTPS, with a certificate made for this machine.")] = False,
     otlp: Annotated[str | None, typer.Option(help="OTLP/HTTP receiver of all spans.", metavar="URL")] = None,
     data: DataOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON once everything answers.")] = False,
@@ -210,7 +222,15 @@ def up(
     from extproc.stack.up import StackError, run
 
     try:
-        run(listen=listen, provider=provider, otlp=otlp, data=data, as_json=as_json)
+        run(
+            listen=listen,
+            provider=provider,
+            provider_key=provider_key,
+            tls=tls,
+            otlp=otlp,
+            data=data,
+            as_json=as_json,
+        )
     except StackError as error:
         _fail("up", error)
 

@@ -70,22 +70,35 @@ class ProcessSettings(Settings):
 
 
 class IdentitySettings(Settings):
-    """Whose request it is."""
+    """Whose request it is. By default the gate says it: no header is believed that nobody has named here."""
 
     identity_org: str = Field(
-        "metadata:ibex.identity/org_id",
+        "metadata:envoy.filters.http.ext_authz/org_id",
         description="trusted source of the org: `metadata:NAMESPACE/KEY[/KEY…]`, `header:NAME` or `value:TEXT`; "
-        "several, separated by commas: the first that is present counts; empty: nobody has memories",
+        "several, separated by commas: the first that is present counts; empty: nobody has memories; "
+        "the default is what the gate found",
     )
     identity_agent: str = Field(
-        "header:x-ibex-agent-id,metadata:ibex.identity/agent_id", description="source of the agent, in the same form"
+        "metadata:envoy.filters.http.ext_authz/agent_id", description="source of the agent, in the same form"
     )
     identity_user: str = Field(
-        "header:x-ibex-user-id", description="source of the end user inside the agent, in the same form; may be absent"
+        "metadata:envoy.filters.http.ext_authz/user_id",
+        description="source of the end user inside the agent, in the same form; may be absent",
     )
 
 
-class FilterSettings(ProcessSettings, IdentitySettings):
+class SharedRedisSettings(Settings):
+    """What gate, auth service and filters share."""
+
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        description="Redis or Valkey with rate limits, token revocations and directives, in the forms of "
+        "`IBEX_BROKER_URL`; empty: no limits, no token is cached, and directives come from `IBEX_DIRECTIVE_ADDRESS` "
+        "alone",
+    )
+
+
+class FilterSettings(ProcessSettings, IdentitySettings, SharedRedisSettings):
     """`extproc filter`"""
 
     filter_listen: str = Field(
@@ -110,6 +123,21 @@ class FilterSettings(ProcessSettings, IdentitySettings):
     )
     context_window_tokens: Annotated[int, Field(ge=1024, le=100_000_000)] = Field(
         128_000, description="context window assumed for every model; no memory is added to a request that fills it"
+    )
+    directive_address: str = Field(
+        "",
+        description="gRPC target of the service that knows agents' directives, most often that of the auth service; "
+        "empty: those that others put into Redis; without `IBEX_REDIS_URL` too: there are none",
+    )
+    directive_wait_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
+        10.0, description="milliseconds of `IBEX_BUDGET_MS` that a request waits for a directive that is not at hand"
+    )
+    directive_stale_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        600.0, description="seconds that a directive at hand is used while neither Redis nor that service answers"
+    )
+    directive_always: bool = Field(
+        False,
+        description="whether a request with `X-IBEX-Skip-Memory` gets its agent's directive all the same",
     )
 
 
@@ -195,16 +223,6 @@ class ObserverSettings(ProcessSettings, IdentitySettings, StoreSettings, BrokerS
     sweep_after_s: Annotated[int, Field(ge=1)] = Field(
         600,
         description="seconds after its last turn before a session that was left behind is sent to extraction again",
-    )
-
-
-class SharedRedisSettings(Settings):
-    """What gate, auth service and filters share."""
-
-    redis_url: SecretStr = Field(
-        SecretStr(""),
-        description="Redis or Valkey with rate limits, token revocations and directives, in the forms of "
-        "`IBEX_BROKER_URL`; empty: no limits, and no token is cached",
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
-import time
+import threading
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager, suppress
@@ -74,9 +75,8 @@ def traces(
         if not rows and not follow and not as_json:
             typer.echo("No traces here yet that match; they come within a second of a request's end.", err=True)
         if follow:
-            with suppress(KeyboardInterrupt):
-                for new in _new_rows(client, wanted, rows):
-                    show(new, with_header=False)
+            for new in _new_rows(client, wanted, rows, _interrupted()):
+                show(new, with_header=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +130,20 @@ def read_traces(client: Client, wanted: TraceFilter, limit: int) -> list[Row]:
     return list(reversed(list(found.named_results())))
 
 
-def _new_rows(client: Client, wanted: TraceFilter, shown: Sequence[Row]) -> Iterator[list[Row]]:
-    """What comes from now on, each row once. Rows come after their end, in batches, and not always in order."""
+def _interrupted() -> threading.Event:
+    """Set by Ctrl-C. A KeyboardInterrupt may be raised inside a destructor, where Python drops it."""
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    return interrupted
+
+
+def _new_rows(
+    client: Client, wanted: TraceFilter, shown: Sequence[Row], stopping: threading.Event
+) -> Iterator[list[Row]]:
+    """What comes until we are stopped, each row once. Rows come after their end, in batches, not always in order."""
     seen = dict.fromkeys(map(_key, shown))
     started = datetime.now(UTC)
-    while True:
-        time.sleep(POLL_INTERVAL_S)
+    while not stopping.wait(POLL_INTERVAL_S):
         since = max(started, datetime.now(UTC) - LATE)
         recent = TraceFilter(
             org=wanted.org,

@@ -238,7 +238,7 @@ def test_follow_shows_each_new_row_once_until_it_is_interrupted(server: ClickHou
     reader.start()
     sink = ClickHouseTraces(server.url, 90)
     try:
-        for number in range(60):
+        for number in range(150):
             # Until the command listens, its rows are older than its start.
             now = datetime.now(UTC)
             new = entry(now, f"n{number:02}", org_id=str(uuid.UUID(int=8)), requested_at=now, completed_at=now)
@@ -247,7 +247,7 @@ def test_follow_shows_each_new_row_once_until_it_is_interrupted(server: ClickHou
             if len(lines) >= 8:
                 break
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(20) == 0
     finally:
         process.kill()
         process.wait(10)

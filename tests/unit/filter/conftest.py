@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
 import grpc.aio
@@ -34,10 +35,23 @@ async def engine_address(engine: StubEngine) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def context_filter(engine_address: str) -> AsyncIterator[Filter]:
+    """Patient: on a busy machine the engine's answer may take longer than an installation allows."""
+    async with _filter(engine_address, budget_ms=10_000.0) as patient:
+        yield patient
+
+
+@pytest.fixture
+async def hasty_filter(engine_address: str) -> AsyncIterator[Filter]:
+    async with _filter(engine_address, budget_ms=45.0) as hasty:
+        yield hasty
+
+
+@asynccontextmanager
+async def _filter(engine_address: str, budget_ms: float) -> AsyncIterator[Filter]:
     client = EngineClient(engine_address)
     identities = IdentitySources("metadata:ibex.identity/org_id", f"value:{AGENT}", "header:x-ibex-user-id")
     server = grpc.aio.server()
-    ContextProcessor(client, Policy(), identities, budget_ms=45.0).add_to_server(server)
+    ContextProcessor(client, Policy(), identities, budget_ms=budget_ms).add_to_server(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

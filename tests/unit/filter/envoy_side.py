@@ -61,7 +61,7 @@ class Filter:
 
 async def ask(call: ProcessCall, message: ext_proc.ProcessingRequest) -> ext_proc.ProcessingResponse:
     await call.write(message)
-    reply = await asyncio.wait_for(call.read(), 5)
+    reply = await asyncio.wait_for(call.read(), 20)
     assert isinstance(reply, ext_proc.ProcessingResponse)
     return reply
 

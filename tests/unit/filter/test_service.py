@@ -91,11 +91,6 @@ async def _too_large(_raw: bytes) -> bytes:
     return b"\x22\x00" * 500_000 + b"\x0a\x05hello\x18\x01"
 
 
-async def _slow(_raw: bytes) -> bytes:
-    await asyncio.sleep(0.06)
-    return ANSWER.SerializeToString()
-
-
 @pytest.mark.parametrize(
     ("behaviour", "outcome"),
     [
@@ -104,7 +99,6 @@ async def _slow(_raw: bytes) -> bytes:
         (_negative, "engine_error"),
         (_many_rows, "engine_error"),
         (_too_large, "engine_unavailable"),
-        (_slow, "timeout"),
     ],
 )
 async def test_an_engine_that_misbehaves_is_a_fallback(
@@ -141,20 +135,21 @@ async def test_an_engines_error_is_a_fallback(
     call.cancel()
 
 
-async def test_the_engine_gets_what_is_left_of_the_budget(context_filter: Filter, engine: StubEngine) -> None:
-    """A slow engine is given up at the budget, not at its own pace. Generous: machines are shared."""
+async def test_the_engine_gets_what_is_left_of_the_budget(hasty_filter: Filter, engine: StubEngine) -> None:
+    """A slow engine is given up at the budget, not at its own pace, which is 30 s."""
 
     async def forever(_raw: bytes) -> bytes:
         await asyncio.sleep(30)
         return b""
 
     engine.behaviour = forever
-    call = context_filter.open()
+    call = hasty_filter.open()
     await ask(call, request_headers())
     started = time.perf_counter()
     reply = await ask(call, request_body(BODY))
     assert outcome_of(reply) == "timeout"
-    assert time.perf_counter() - started < 1.0
+    assert not reply.request_body.response.HasField("body_mutation")
+    assert time.perf_counter() - started < 15
     assert reply.dynamic_metadata["ibex.context"]["assemble_ms"] >= 40
     call.cancel()
 
