@@ -318,15 +318,24 @@ def _identity_sources(settings: IdentitySettings) -> IdentitySources:
 
 
 async def _engine(settings: EngineSettings) -> None:
+    from extproc.context.reindexing import Reindexing
     from extproc.context.service import SERVICE_NAME, ContextService
+    from extproc.memory.embedding import ModelUnusable, embedding_choice
+    from extproc.memory.features import open_indexer
     from extproc.memory.store import StoreError, open_store
 
+    choice = embedding_choice(settings)
     try:
-        store = await asyncio.to_thread(open_store, settings)
-        service = ContextService(store, settings)
+        indexer = await asyncio.to_thread(open_indexer, choice)
+        # An engine writes no memories, so no other service is asked within a transaction of the store.
+        store = await asyncio.to_thread(open_store, settings, indexer)
+        service = ContextService(store, indexer, settings)
         await service.start()
+    except ModelUnusable as error:
+        raise SettingsError(f"IBEX_EMBEDDING={settings.embedding}: {error}") from None
     except StoreError as error:
         raise SettingsError(f"the memory store cannot be opened: {error}") from None
+    reindexing = Reindexing(store, lambda: open_indexer(choice.for_documents()))
 
     async def is_store_well() -> bool:
         try:
@@ -336,6 +345,7 @@ async def _engine(settings: EngineSettings) -> None:
         return True
 
     async def close_store() -> None:
+        await asyncio.to_thread(reindexing.stop)
         await asyncio.to_thread(store.close)
 
     # Without its store an engine answers with nothing, so that nothing forgotten is served; that is no failure.
@@ -346,6 +356,7 @@ async def _engine(settings: EngineSettings) -> None:
     ) as running:
         service.add_to_server(running.server)
         running.closers.extend((service.stop, close_store))
+        reindexing.start()
 
 
 async def _auth(settings: AuthSettings) -> None:

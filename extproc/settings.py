@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 __all__ = [
     "AuthSettings",
     "BrokerSettings",
+    "EmbeddingSettings",
     "EngineSettings",
     "FilterSettings",
     "GateSettings",
@@ -153,6 +154,27 @@ class StoreSettings(Settings):
     )
 
 
+class EmbeddingSettings(Settings):
+    """What makes the vectors of memories and questions: the same for engines, workers and commands."""
+
+    embedding: Literal["static", "minilm", "openai"] = Field(
+        "static",
+        description="`static`: the word table of the package; `minilm`: the transformer that it is made from "
+        "(extra `minilm`); `openai`: a service, which gets all texts; see docs/embedding.md",
+    )
+    embedding_dir: Path | None = Field(None, description="`minilm`: directory of `extproc embedding build`")
+    embedding_threads: Annotated[int, Field(ge=1, le=64)] = Field(1, description="`minilm`: threads on one text")
+    embedding_url: str = Field("", description="`openai`: base of the API, such as `http://127.0.0.1:8000/v1`")
+    embedding_key: SecretStr = Field(SecretStr(""), description="`openai`: key, empty where none is wanted")
+    embedding_model: str = Field("", description="`openai`: name of the model")
+    embedding_dimension: Annotated[int, Field(ge=0, le=4096)] = Field(
+        0, description="`openai`: dimension of the model's vectors"
+    )
+    embedding_timeout_ms: Annotated[float, Field(gt=0)] = Field(
+        20.0, description="`openai`: milliseconds for a question's vector; after it only words are compared"
+    )
+
+
 class BrokerSettings(Settings):
     """Where extraction tasks go."""
 
@@ -262,7 +284,7 @@ class GateSettings(ProcessSettings, SharedRedisSettings):
     )
 
 
-class EngineSettings(ProcessSettings, StoreSettings):
+class EngineSettings(ProcessSettings, StoreSettings, EmbeddingSettings):
     """`extproc engine`"""
 
     engine_listen: str = Field(
@@ -333,6 +355,7 @@ _PROCESSES: tuple[tuple[str, type[Settings]], ...] = (
     ("gate", GateSettings),
     ("auth", AuthSettings),
     ("commands", StoreSettings),
+    ("commands", EmbeddingSettings),
     ("commands", BrokerSettings),
     ("commands", TraceSettings),
     ("commands", OutboxSettings),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
 
 import typer
 
-from extproc.settings import SettingsError, StoreSettings, load
+from extproc.settings import EmbeddingSettings, SettingsError, StoreSettings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -289,7 +289,9 @@ def opened(data: Path | None, *, writes: bool = False) -> Iterator[MemoryStore]:
 
     try:
         settings = load(StoreSettings, data=data, database_url="" if data else None)
-        store = open_store(settings, open_indexer() if writes else None)
+        # No other service is asked within a transaction: an engine makes such features later.
+        is_remote = load(EmbeddingSettings).embedding == "openai"
+        store = open_store(settings, open_indexer() if writes and not is_remote else None)
     except (SettingsError, StoreError) as error:
         fail(str(error))
     try:
@@ -301,11 +303,14 @@ def opened(data: Path | None, *, writes: bool = False) -> Iterator[MemoryStore]:
 
 
 def open_indexer() -> Indexer:
-    from extproc.memory.embedding import StaticTable
-    from extproc.memory.features import WindowIndexer
+    """As the engine makes them, with the time that a batch may take. Raises SettingsError."""
+    from extproc.memory import features
+    from extproc.memory.embedding import ModelUnusable, embedding_choice
 
-    table = StaticTable.load()
-    return WindowIndexer(table, table)
+    try:
+        return features.open_indexer(embedding_choice(load(EmbeddingSettings)).for_documents())
+    except ModelUnusable as error:
+        raise SettingsError(str(error)) from None
 
 
 def as_json(memory: Memory) -> dict[str, object]:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from extproc.memory.embedding.embedder import Embedder
+    from extproc.settings import EmbeddingSettings
 
-__all__ = ["EmbeddingChoice", "open_embedder"]
+__all__ = ["EmbeddingChoice", "embedding_choice", "open_embedder"]
 
 _DOCUMENTS_TIMEOUT_MS: Final = 30_000.0
 """Services answer a full batch within a few seconds."""
@@ -42,6 +43,19 @@ class EmbeddingChoice:
     def for_documents(self) -> EmbeddingChoice:
         """The same vectors where nobody waits: a call may carry many memories and take its time."""
         return replace(self, timeout_ms=_DOCUMENTS_TIMEOUT_MS)
+
+
+def embedding_choice(settings: EmbeddingSettings) -> EmbeddingChoice:
+    return EmbeddingChoice(
+        kind=settings.embedding,
+        directory=settings.embedding_dir,
+        threads=settings.embedding_threads,
+        url=settings.embedding_url,
+        key=settings.embedding_key,
+        model=settings.embedding_model,
+        dimension=settings.embedding_dimension,
+        timeout_ms=settings.embedding_timeout_ms,
+    )
 
 
 def open_embedder(choice: EmbeddingChoice, table: StaticTable | None = None) -> Embedder:

@@ -30,8 +30,8 @@ def _extend_sqlite() -> None:
     ):
         op.add_column("memories", column)
     op.execute("UPDATE memories SET number = rowid")
-    turn = [sa.text("coalesce(turn_index, -1)"), "created_at", "id"]
-    op.create_index("memories_by_turn", "memories", ["org_id", "agent_id", "user_id", "session_id", *turn])
+    order = ("org_id", "agent_id", "user_id", "session_id", "coalesce(turn_index, -1)", "created_at", "id")
+    op.create_index("memories_by_turn", "memories", [sa.text(column) for column in order])
     op.create_index("memories_by_features", "memories", ["org_id", "features_version"])
     op.create_index("memories_by_number", "memories", ["number"], unique=True)
     op.create_table(
