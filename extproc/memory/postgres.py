@@ -6,24 +6,27 @@ spare it (`listen`). A namespace that is not loaded is searched here, in one rou
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import UTC
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import JSON, String, Text, func, select, text
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from extproc.memory import vectors
 from extproc.memory.database import Database, act_for, act_for_sweep
 from extproc.memory.listen import CHANNEL, Versions, notification
 from extproc.memory.rows import COLUMNS, FEATURES, Place, Rows, RowsSnapshot, read_row
-from extproc.memory.schema import halfvec_from_wire, halfvec_text, memory_versions
+from extproc.memory.schema import TURN, UtcDateTime, halfvec_from_wire, halfvec_text, memories, memory_versions
 from extproc.memory.store import Added, StoreAway, StoreError, Version
 from extproc.memory.terms import terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
     from typing import TypeVar
 
@@ -43,6 +46,9 @@ FORGET_BATCH = 500
 """Rows that `forget_all` removes in one transaction."""
 READ_LIMIT_S = 5.0
 WRITE_LIMIT_S = 10.0
+BULK_LIMIT_S = 60.0
+"""Of imports and maintenance, which nobody waits for: a statement of theirs that takes 1 s alone was seen to take more
+than 10 beside an autovacuum and a dozen busy processes, and an import must not end for that."""
 VERSION_LIMIT_S = 1.0
 CANDIDATES_LIMIT_S = 1.0
 """A request waits for 35 ms; what comes later still warms the server's own memory."""
@@ -52,6 +58,13 @@ MOST_COUNTED = 1_000
 """Memories with a stem beyond which it is common: how common does not matter."""
 ENOUGH_HITS = 256
 """Memories with the rarest stems among which the best are chosen: more stems are not looked up."""
+TURNS_AROUND = 2
+_LAST_TURN = 2**31 - 1 - TURNS_AROUND
+NEAREST_LOOKED_AT = 64
+"""`hnsw.ef_search`: vectors at once, as many as a question wants."""
+MOST_LOOKED_AT = 1_000
+"""`hnsw.max_scan_tuples`: vectors of all of the organisation's agents until enough of the right one are found. An agent
+among hundreds gets fewer, and is found by words alone."""
 
 
 class PostgresMemoryStore:
@@ -135,7 +148,8 @@ class PostgresMemoryStore:
     ) -> list[Row]:
         self._versions.refuse_when_away()
         is_near = bool(vector) and self._indexer is not None
-        query = _candidates(self._vector_schema, len(vector) // 2 if vector and is_near else 0)
+        dimension = len(vector) // 2 if vector and is_near else 0
+        query = _candidates(self._vector_schema, dimension, has_user=namespace.user_id is not None)
         values = {
             "org": namespace.org_id,
             "agent": namespace.agent_id,
@@ -151,13 +165,14 @@ class PostgresMemoryStore:
             "search_path": self._vector_schema,
             "statement_timeout": str(int(CANDIDATES_LIMIT_S * 1000)),
             "hnsw.iterative_scan": "relaxed_order",
-            "hnsw.ef_search": "100",
+            "hnsw.ef_search": str(NEAREST_LOOKED_AT),
+            "hnsw.max_scan_tuples": str(MOST_LOOKED_AT),
         }
         made = ", ".join(f"set_config('{name}', %({place})s, true)" for place, name in enumerate(settings))
         with _readable(), self._database.driver(CANDIDATES_LIMIT_S) as driver, driver.pipeline():
             # One round trip: the transaction's settings, its question and its end are sent together.
             driver.execute(f"SELECT {made}", {str(place): value for place, value in enumerate(settings.values())})
-            cursor = driver.execute(query, values)
+            cursor = driver.execute(query, values, binary=True)
             driver.commit()
             rows = cursor.fetchall()
         return [_from_driver(row) for row in rows]
@@ -169,7 +184,8 @@ class PostgresMemoryStore:
         return added
 
     def add_many(self, batch: Sequence[Memory]) -> list[Added | None]:
-        return self._write(lambda rows: rows.add_many(batch))
+        limit_s = WRITE_LIMIT_S if len(batch) == 1 else BULK_LIMIT_S
+        return self._write(lambda rows: rows.add_many(batch), limit_s=limit_s)
 
     def page(self, namespace: Namespace, limit: int = 100, after: str = "") -> list[Memory]:
         return self._read(namespace.org_id, lambda rows: rows.page(namespace, limit, after))
@@ -189,7 +205,10 @@ class PostgresMemoryStore:
             ids = self._read(partition.org_id, lambda rows: rows.some_ids(partition, FORGET_BATCH))
             if not ids:
                 return removed
-            removed += self._write(lambda rows, these=ids: rows.forget(partition, these))  # type: ignore[misc]
+            removed += self._write(
+                lambda rows, these=ids: rows.forget(partition, these),  # type: ignore[misc]
+                limit_s=BULK_LIMIT_S,
+            )
 
     def record_retrievals(self, counts: Mapping[tuple[str, str], int], at: datetime) -> None:
         by_org: dict[str, dict[str, int]] = defaultdict(dict)
@@ -212,27 +231,27 @@ class PostgresMemoryStore:
         return self._database.run(look, READ_LIMIT_S, writes=False)
 
     def outdated(self, org_id: str, version: str, limit: int) -> list[Outdated]:
-        return self._read(org_id, lambda rows: rows.outdated(org_id, version, limit))
+        return self._read(org_id, lambda rows: rows.outdated(org_id, version, limit), BULK_LIMIT_S)
 
     def count_outdated(self, org_id: str, version: str) -> int:
-        return self._read(org_id, lambda rows: rows.count_outdated(org_id, version))
+        return self._read(org_id, lambda rows: rows.count_outdated(org_id, version), BULK_LIMIT_S)
 
     def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
-        return self._write(lambda rows: rows.write_features(org_id, features), org_id)
+        return self._write(lambda rows: rows.write_features(org_id, features), org_id, BULK_LIMIT_S)
 
     def _act_for(self, connection: Connection, org_id: str) -> None:
         act_for(connection, org_id, {"search_path": self._vector_schema})
 
-    def _read(self, org_id: str, work: Callable[[Rows], T]) -> T:
+    def _read(self, org_id: str, work: Callable[[Rows], T], limit_s: float = READ_LIMIT_S) -> T:
         def read(connection: Connection) -> T:
             self._act_for(connection, org_id)
             return work(Rows(connection, None, _Postings(connection)))
 
         self._versions.refuse_when_away()
         with _readable():
-            return self._database.run(read, READ_LIMIT_S, writes=False)
+            return self._database.run(read, limit_s, writes=False)
 
-    def _write(self, work: Callable[[Rows], T], org_id: str = "") -> T:
+    def _write(self, work: Callable[[Rows], T], org_id: str = "", limit_s: float = WRITE_LIMIT_S) -> T:
         """`org_id`: of work that begins without `Postings.lock`."""
         made: dict[tuple[str, str], Version] = {}
 
@@ -242,7 +261,7 @@ class PostgresMemoryStore:
             return work(Rows(connection, self._indexer, _Postings(connection, made)))
 
         self._versions.refuse_when_away()
-        result = self._database.run(write, WRITE_LIMIT_S)
+        result = self._database.run(write, limit_s)
         for (org, agent), version in made.items():
             self._versions.wrote(org, agent, version)
         return result
@@ -273,8 +292,22 @@ class _Postings:
         payload = notification(partition.org_id, partition.agent_id, version)
         self._connection.execute(select(func.pg_notify(CHANNEL, payload)))
 
-    def written(self, count: int) -> list[dict[str, object]]:
-        return [{}] * count
+    def insert(self, rows: Sequence[dict[str, object]]) -> None:
+        names = tuple(rows[0])
+        given = ", ".join(names)
+        values = ", ".join(map(_unpacked, names))
+        # One statement: planning it for each row costs more than all of a row's work but its vector's.
+        statement = f"INSERT INTO ibex_core.memories ({given}) SELECT {values} FROM {_arrays(names)}"  # noqa: S608 - names
+        self._connection.execute(text(statement), _by_column(rows))
+
+    def update(self, org_id: str, rows: Sequence[dict[str, object]]) -> None:
+        names = tuple(rows[0])
+        values = ", ".join(f"{name} = {_unpacked(name)}" for name in names if name != "id")
+        statement = (
+            f"UPDATE ibex_core.memories AS m SET {values} FROM {_arrays(names)}"  # noqa: S608 - names of columns
+            " WHERE m.org_id = CAST(:org AS uuid) AND m.id = n.id"
+        )
+        self._connection.execute(text(statement), {"org": org_id, **_by_column(rows)})
 
     def put(self, places: Sequence[Place]) -> None:
         rows = [
@@ -293,6 +326,41 @@ class _Postings:
             self._connection.execute(_REMOVE, {"org_id": places[0].partition.org_id, **its})
 
 
+def _sent_as(name: str) -> str:
+    """The type of a column's array. Texts of any length: a cast to a shorter type would cut them in silence."""
+    its = memories.c[name].type
+    if isinstance(its, (String, Text, JSON)) and name not in _UUIDS:
+        return "text"
+    return "text" if name == "embedding" else its.compile(_DIALECT)
+
+
+def _arrays(names: Sequence[str]) -> str:
+    """Parameters of these names, each a list, as a table `n`."""
+    arrays = ", ".join(f"CAST(:{name} AS {_sent_as(name)}[])" for name in names)
+    return f"unnest({arrays}) AS n ({', '.join(names)})"
+
+
+def _unpacked(name: str) -> str:
+    """The column of `n` as the table has it; `halfvec` is found by the search path."""
+    return f"n.{name}" + {"embedding": "::halfvec", "metadata": "::json"}.get(name, "")
+
+
+def _by_column(rows: Sequence[dict[str, Any]]) -> dict[str, list[object]]:
+    by_name: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]}
+    for name, encode in _ENCODED.items():
+        if name in by_name:
+            by_name[name] = [None if value is None else encode(value) for value in by_name[name]]
+    return by_name
+
+
+_ENCODED: dict[str, Callable[[Any], object]] = {
+    "metadata": json.dumps,
+    "embedding": halfvec_text,
+    # Members of enumerations, and integers among floats: an array is of one type.
+    **dict.fromkeys(("category", "status", "source"), str),
+    **dict.fromkeys(("confidence", "usefulness"), float),
+}
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 # Held until the commit; numbers may meet, which makes two agents wait for each other and nothing else.
 _LOCK = text(
     "SELECT set_config('app.current_org_id', :org_id, true), pg_advisory_xact_lock(hashtextextended(:agent, 466))"
@@ -318,81 +386,78 @@ def _readable() -> Iterator[None]:
 
 _UUIDS = {"id", "org_id", "agent_id", "superseded_by"}
 _SELECTED = ", ".join(
-    f"m.{column.name}::text" if column.name in _UUIDS else f"m.{column.name}" for column in [*COLUMNS, *FEATURES[:-1]]
+    f"m.{column.name}::text" if column.name in {*_UUIDS, "metadata"} else f"m.{column.name}"
+    for column in [*COLUMNS, *FEATURES[:-1]]
 )
 
 
 @lru_cache
-def _candidates(vector_schema: str, dimension: int) -> str:
+def _candidates(vector_schema: str, dimension: int, *, has_user: bool) -> str:
     """`dimension`: of the vector; 0: without one.
 
-    Every condition is one that may use an index under row-level security, and the plan is made with the values, so it
-    reads the organisation's partition alone.
+    Every condition is one that may use an index under row-level security (one with an addition is none, so turns are
+    counted before they are compared), and the plan is made with the values, so it reads the organisation's partition
+    alone. Each table that is named makes planning longer.
     """
-    mine = (
-        "m.org_id = %(org)s::uuid AND m.agent_id = %(agent)s::uuid"
-        " AND (m.user_id IS NULL OR m.user_id = %(user)s::varchar)"
+    mine = "m.org_id = %(org)s::uuid AND m.agent_id = %(agent)s::uuid AND " + (
+        "(m.user_id IS NULL OR m.user_id = %(user)s::varchar)" if has_user else "m.user_id IS NULL"
     )
+    found = "m.id, m.user_id, m.session_id, m.turn_index"
     kind = f"{vector_schema}.halfvec({dimension})"
     near = f"""
-        SELECT m.id FROM ibex_core.memories m
+        SELECT {found} FROM ibex_core.memories m
         WHERE {mine} AND m.status = ANY (%(statuses)s) AND m.embedding_dimension = {dimension}
             AND m.features_version = %(model)s
         ORDER BY m.embedding::{kind} OPERATOR({vector_schema}.<#>) %(vector)s::{kind} LIMIT %(limit)s
     """  # noqa: S608 - numbers and a quoted name
-    nothing = "SELECT NULL::uuid AS id WHERE false"
+    nothing = f"SELECT {found} FROM ibex_core.memories m WHERE false"  # noqa: S608 - names
+    owners = ["hits.user_id IS NULL AND m.user_id IS NULL"]
+    owners += ["m.user_id = hits.user_id"] if has_user else []
+    beside = " UNION ALL ".join(
+        f"""
+        SELECT m.id FROM ibex_core.memories m
+        WHERE m.org_id = %(org)s::uuid AND m.agent_id = %(agent)s::uuid AND {owner} AND m.session_id = hits.session_id
+            AND {TURN} BETWEEN hits.first AND hits.last AND m.status = 'active'
+        """  # noqa: S608 - as above
+        for owner in owners
+    )
     return f"""
         WITH asked AS MATERIALIZED (
-            SELECT a.term, (
-                SELECT count(*) FROM (
-                    SELECT 1 FROM ibex_core.memory_terms t
-                    WHERE t.org_id = %(org)s::uuid AND t.term = a.term LIMIT {MOST_COUNTED}
-                ) AS few
-            ) AS seen
+            SELECT ARRAY(
+                SELECT t.memory_id FROM ibex_core.memory_terms t
+                WHERE t.org_id = %(org)s::uuid AND t.term = a.term LIMIT {MOST_COUNTED}
+            ) AS ids, a.term
             FROM unnest(%(terms)s::bigint[]) AS a (term)
         ), rare AS (
-            SELECT term, seen FROM (
-                SELECT term, seen, sum(seen) OVER (ORDER BY seen, term) - seen AS rarer FROM asked WHERE seen > 0
+            SELECT ids, seen FROM (
+                SELECT ids, seen, sum(seen) OVER (ORDER BY seen, term) - seen AS rarer
+                FROM (SELECT ids, term, cardinality(ids) AS seen FROM asked) AS counted WHERE seen > 0
             ) AS ranked
             WHERE rarer < {ENOUGH_HITS}
         ), worded AS (
-            SELECT m.id FROM (
-                SELECT t.memory_id, sum(1 / ln(2 + rare.seen)) AS worth
-                FROM rare CROSS JOIN LATERAL (
-                    SELECT t.memory_id FROM ibex_core.memory_terms t
-                    WHERE t.org_id = %(org)s::uuid AND t.term = rare.term LIMIT {MOST_COUNTED}
-                ) AS t
-                GROUP BY t.memory_id ORDER BY worth DESC, t.memory_id DESC LIMIT 2 * %(limit)s
+            SELECT {found} FROM (
+                SELECT its.id, sum(1 / ln(2 + rare.seen)) AS worth FROM rare CROSS JOIN unnest(rare.ids) AS its (id)
+                GROUP BY its.id ORDER BY worth DESC, its.id DESC LIMIT 2 * %(limit)s
             ) AS hit
-            JOIN ibex_core.memories m ON m.id = hit.memory_id
+            JOIN ibex_core.memories m ON m.id = hit.id
             WHERE {mine} AND m.status = ANY (%(statuses)s)
             ORDER BY hit.worth DESC, m.id DESC LIMIT %(limit)s
-        ), near AS MATERIALIZED ({near if dimension else nothing}),
+        ), near AS ({near if dimension else nothing}),
         hits AS MATERIALIZED (
-            SELECT m.id, m.user_id, m.session_id, m.turn_index FROM ibex_core.memories m
-            WHERE {mine} AND m.id = ANY (ARRAY(SELECT id FROM worded UNION SELECT id FROM near))
+            SELECT id, user_id, session_id, greatest(turn_index, {TURNS_AROUND}) - {TURNS_AROUND} AS first,
+                least(turn_index, {_LAST_TURN}) + {TURNS_AROUND} AS last
+            FROM (SELECT * FROM worded UNION SELECT * FROM near) AS found
         ), around AS (
-            SELECT n.id FROM hits CROSS JOIN LATERAL (
-                SELECT m.id FROM ibex_core.memories m
-                WHERE m.org_id = %(org)s::uuid AND m.agent_id = %(agent)s::uuid AND hits.user_id IS NULL
-                    AND m.user_id IS NULL AND m.session_id = hits.session_id
-                    AND coalesce(m.turn_index, -1) BETWEEN hits.turn_index - 2 AND hits.turn_index + 2
-                    AND m.status = 'active'
-                UNION ALL
-                SELECT m.id FROM ibex_core.memories m
-                WHERE m.org_id = %(org)s::uuid AND m.agent_id = %(agent)s::uuid AND m.user_id = hits.user_id
-                    AND m.session_id = hits.session_id
-                    AND coalesce(m.turn_index, -1) BETWEEN hits.turn_index - 2 AND hits.turn_index + 2
-                    AND m.status = 'active'
-            ) AS n
-            WHERE hits.session_id IS NOT NULL AND hits.turn_index IS NOT NULL
+            SELECT beside.id FROM hits CROSS JOIN LATERAL ({beside}) AS beside
+            WHERE hits.session_id IS NOT NULL AND hits.first IS NOT NULL
         )
         SELECT {_SELECTED}, {vector_schema}.halfvec_send(m.embedding) FROM ibex_core.memories m
         WHERE {mine} AND m.id = ANY (ARRAY(SELECT id FROM hits UNION SELECT id FROM around))
     """  # noqa: S608 - as above
 
 
-_TIMES = [place for place, column in enumerate(COLUMNS) if column.name.endswith(("_at", "valid_from", "valid_until"))]
+_TIMES = [place for place, column in enumerate(COLUMNS) if isinstance(column.type, UtcDateTime)]
+_METADATA = COLUMNS.index(memories.c.metadata)
 
 
 def _from_driver(row: Sequence[Any]) -> Row:
@@ -400,5 +465,6 @@ def _from_driver(row: Sequence[Any]) -> Row:
     for place in _TIMES:
         if values[place] is not None:
             values[place] = values[place].astimezone(UTC)
+    values[_METADATA] = {} if values[_METADATA] == "{}" else json.loads(values[_METADATA])
     values[-1] = halfvec_from_wire(values[-1])
     return read_row(values)

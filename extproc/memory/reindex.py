@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BATCH", "reindex"]
 
-BATCH = 500
+BATCH = 200
 """Memories in one transaction: short enough that writers hardly wait."""
 
 

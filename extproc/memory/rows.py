@@ -10,19 +10,19 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from sqlalchemy import Integer, and_, bindparam, delete, func, literal, or_, select, tuple_, update
+from sqlalchemy import Integer, and_, bindparam, delete, func, literal, literal_column, or_, select, tuple_, update
 
 from extproc.memory.database import insert_into
 from extproc.memory.embedding.embedder import EmbedderUnavailable
 from extproc.memory.features import Features, Row
 from extproc.memory.model import Category, Memory, Namespace, Source, Status
-from extproc.memory.schema import UtcDateTime, memories, memory_versions
+from extproc.memory.schema import TURN, UtcDateTime, memories, memory_versions
 from extproc.memory.store import Added, Outdated, ScoreUpdate, Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, Select
+    from sqlalchemy import ColumnElement, Connection
 
     from extproc.memory.features import Indexer
 
@@ -36,7 +36,6 @@ __all__ = [
     "owned",
     "read_row",
     "retrievable",
-    "row_query",
     "visible",
 ]
 
@@ -45,6 +44,7 @@ _FEATURE_NAMES = ("features_version", "stems", "words", "embedding")
 _OTHER_NAMES = ("revision", "embedding_model", "embedding_dimension", "number")
 COLUMNS = [column for column in _c if column.name not in {*_FEATURE_NAMES, *_OTHER_NAMES}]
 """In the order of Memory's fields."""
+_NAMES = [column.name for column in COLUMNS]
 FEATURES = [_c[name] for name in _FEATURE_NAMES]
 """In the order of Features' fields, after COLUMNS: the columns of a Row."""
 _ROW_COLUMNS = [*COLUMNS, *FEATURES]
@@ -52,6 +52,7 @@ _ROW_COLUMNS = [*COLUMNS, *FEATURES]
 _PREDECESSORS = 2
 _MOST_BETWEEN = 10_000
 """Rows of a session between the first and the last of a batch: more is no conversation."""
+_FEW_SESSIONS = 3
 _UNSEEN = (Status.QUARANTINED, Status.DELETED)
 """What must not show in its successors' features."""
 
@@ -71,8 +72,12 @@ class Postings(Protocol):
         """Until the transaction ends, nobody else writes this agent's memories; act for its organisation."""
         ...
 
-    def written(self, count: int) -> list[dict[str, object]]:
-        """Values of further columns for rows that are about to be inserted."""
+    def insert(self, rows: Sequence[dict[str, object]]) -> None:
+        """Rows of `memories`, each with the same columns."""
+        ...
+
+    def update(self, org_id: str, rows: Sequence[dict[str, object]]) -> None:
+        """Set all but `id` of the rows with these ids; each names the same columns."""
         ...
 
     def put(self, places: Sequence[Place]) -> None: ...
@@ -139,17 +144,11 @@ class Rows:
         before, followers = self._surroundings(partition, new)
         features = self._features(new, before)
         revision = self.bump(partition)
-        further = self._postings.written(len(new))
         rows = [
-            {
-                **{column.name: getattr(memory, column.name) for column in COLUMNS},
-                **_feature_values(made),
-                **more,
-                "revision": revision,
-            }
-            for memory, made, more in zip(new, features, further, strict=True)
+            {**{name: getattr(memory, name) for name in _NAMES}, **_feature_values(made), "revision": revision}
+            for memory, made in zip(new, features, strict=True)
         ]
-        self._connection.execute(insert_into(self._connection.dialect.name, memories), rows)
+        self._postings.insert(rows)
         self._postings.put([Place(partition, one.id, made.stems) for one, made in zip(new, features, strict=True)])
         self._make_anew(partition, followers, revision)
 
@@ -232,15 +231,9 @@ class Rows:
         return len(old)
 
     def _write_features(self, org_id: str, features: Mapping[str, Features], **more: object) -> None:
-        names = [*_FEATURE_NAMES, "embedding_model", "embedding_dimension", *more]
-        statement = (
-            update(memories)
-            .where(_c.org_id == org_id, _c.id == bindparam("memory"))
-            .values({name: bindparam(f"new_{name}", type_=_c[name].type) for name in names})
-        )
-        values = [{"memory": id_, **_prefixed({**_feature_values(made), **more})} for id_, made in features.items()]
-        if values:
-            self._connection.execute(statement, values)
+        rows = [{"id": id_, **_feature_values(made), **more} for id_, made in features.items()]
+        if rows:
+            self._postings.update(org_id, rows)
 
     def bump(self, partition: Namespace, removals: int = 0) -> int:
         """Count a write, in its own transaction. Returns the new version, for the rows that it touches."""
@@ -297,6 +290,9 @@ class Rows:
         for memory in these:
             if memory.session_id is not None and memory.status not in _UNSEEN:
                 sessions[memory.session_id].append(memory)
+        for session_id in sessions.keys() - self._known_sessions(partition, list(sessions)):
+            line = sorted(sessions.pop(session_id), key=_order)
+            before.update({one.id: line[max(0, at - _PREDECESSORS) : at] for at, one in enumerate(line)})
         for session_id, its in sessions.items():
             stored = [one for one in self._around(partition, session_id, its) if one.id not in mine]
             line = sorted([*its, *stored], key=_order)
@@ -307,6 +303,13 @@ class Rows:
                 elif not mine.isdisjoint(one.id for one in last):
                     followers.append(Outdated(memory, last))
         return [before.get(one.id, ()) for one in these], followers
+
+    def _known_sessions(self, partition: Namespace, session_ids: Sequence[str]) -> set[str]:
+        """Those that have rows. One question for many, which most often are new; a few are asked about in any case."""
+        if len(session_ids) <= _FEW_SESSIONS:
+            return set(session_ids)
+        known = select(_c.session_id).where(owned(partition), _c.session_id.in_(session_ids)).distinct()
+        return set(self._connection.execute(known).scalars())
 
     def _with_predecessors(self, partition: Namespace, these: Sequence[Memory]) -> list[Outdated]:
         before, _ = self._surroundings(partition, these)
@@ -401,10 +404,6 @@ def retrievable(*, with_superseded: bool) -> ColumnElement[bool]:
     return _c.status.in_([Status.ACTIVE, Status.SUPERSEDED]) if with_superseded else _c.status == Status.ACTIVE
 
 
-def row_query() -> Select[Any]:
-    return select(*_ROW_COLUMNS)
-
-
 def read_row(row: Sequence[Any]) -> Row:
     """Of COLUMNS and FEATURES."""
     version, stems, words, vector = row[-len(_FEATURE_NAMES) :]
@@ -413,13 +412,17 @@ def read_row(row: Sequence[Any]) -> Row:
 
 
 _NO_FEATURES = Features("", "", b"", b"")
+# A look into a dictionary is a fifth of calling the enumeration, and loading makes three for each memory.
+_CATEGORIES = {one.value: one for one in Category}
+_STATUSES = {one.value: one for one in Status}
+_SOURCES = {one.value: one for one in Source}
 
 
 def _memory(row: Sequence[Any]) -> Memory:
     values = list(row)
-    values[7] = Category(values[7])
-    values[10] = Status(values[10])
-    values[11] = Source(values[11])
+    values[7] = _CATEGORIES.get(values[7]) or Category(values[7])
+    values[10] = _STATUSES.get(values[10]) or Status(values[10])
+    values[11] = _SOURCES.get(values[11]) or Source(values[11])
     return Memory(*values)
 
 
@@ -434,10 +437,6 @@ def _feature_values(made: Features) -> dict[str, object]:
     }
 
 
-def _prefixed(values: Mapping[str, object]) -> dict[str, object]:
-    return {f"new_{name}": value for name, value in values.items()}
-
-
 def _partition(memory: Memory) -> Namespace:
     return Namespace(memory.org_id, memory.agent_id, memory.user_id)
 
@@ -446,7 +445,7 @@ def _owner(memory: Memory) -> tuple[str, str]:
     return memory.agent_id, memory.user_id or ""
 
 
-_POSITION = (func.coalesce(_c.turn_index, -1), _c.created_at, _c.id)
+_POSITION = (literal_column(TURN, Integer), _c.created_at, _c.id)
 """Where in its session a memory stands, as the index `memories_by_turn` has it."""
 
 

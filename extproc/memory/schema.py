@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEAD",
     "POSTGRESQL_SCHEMA",
+    "TURN",
     "Halfvec",
     "UtcDateTime",
     "agents",
@@ -133,6 +134,10 @@ def halfvec_from_wire(sent: bytes | None) -> bytes | None:
 _ID = String(36).with_variant(Uuid(as_uuid=False), "postgresql")
 """A UUID: its text with hyphens, in lower case, to everybody but PostgreSQL itself."""
 
+TURN = "CASE WHEN turn_index IS NULL THEN -1 ELSE turn_index END"
+"""A memory's turn as indexes order it. Not COALESCE: row-level security takes that for a function that may tell, and
+keeps it away from indexes."""
+
 metadata = MetaData()
 
 # On PostgreSQL: partitions by a hash of the organisation, key (org_id, id), and no `number` (docs/decisions/0020).
@@ -191,7 +196,7 @@ Index(
     memories.c.agent_id,
     memories.c.user_id,
     memories.c.session_id,
-    func.coalesce(memories.c.turn_index, text("-1")),
+    text(TURN),
     memories.c.created_at,
     memories.c.id,
 )

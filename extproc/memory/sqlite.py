@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, func, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
+from typing_extensions import override
 
 from extproc.memory.database import checkpoint_log, file_identity, migrate, open_engine, reason
-from extproc.memory.rows import Place, Rows, RowsSnapshot, read_row, retrievable, row_query
-from extproc.memory.schema import memories, memory_terms, memory_versions
+from extproc.memory.model import Category, Source, Status
+from extproc.memory.rows import COLUMNS, FEATURES, Place, Rows, RowsSnapshot, read_row
+from extproc.memory.schema import TURN, UtcDateTime, memories, memory_versions
 from extproc.memory.store import Added, StoreError, Version
 from extproc.memory.terms import terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from datetime import datetime
 
     from sqlalchemy import Connection, Engine
 
@@ -81,7 +84,7 @@ class SqliteMemoryStore:
     def snapshot(self, partition: Namespace) -> Iterator[Snapshot]:
         with _reading(self._engine) as connection:
             version = self._rows(connection).version(partition.org_id, partition.agent_id)
-            yield RowsSnapshot(connection, partition, version, BATCH_ROWS)
+            yield _Snapshot(connection, partition, version, BATCH_ROWS)
 
     def candidates(
         self,
@@ -188,6 +191,8 @@ class SqliteMemoryStore:
                 yield self._rows(connection)
         except SQLAlchemyError as error:
             raise StoreError(f"the memory store cannot be written: {reason(error)}") from error
+        except sqlite3.Error as error:
+            raise StoreError(f"the memory store cannot be written: {error}") from error
 
 
 class _Postings:
@@ -200,26 +205,30 @@ class _Postings:
     def bumped(self, partition: Namespace, version: Version) -> None:
         """Others see it in the file."""
 
-    def written(self, count: int) -> list[dict[str, object]]:
+    def insert(self, rows: Sequence[dict[str, object]]) -> None:
         first = _last_number(self._connection) + 1
-        return [{"number": first + place} for place in range(count)]
+        names = [*rows[0], "number"]
+        values = [(*_stored(row), number) for number, row in enumerate(rows, start=first)]
+        marks = ", ".join("?" * len(names))
+        statement = f"INSERT INTO memories ({', '.join(names)}) VALUES ({marks})"  # noqa: S608 - names of columns
+        _driver(self._connection).executemany(statement, values)
+
+    def update(self, org_id: str, rows: Sequence[dict[str, object]]) -> None:
+        values = [(*_stored(row), org_id, row["id"]) for row in rows]
+        made = ", ".join(f"{name} = ?" for name in rows[0])
+        statement = f"UPDATE memories SET {made} WHERE org_id = ? AND id = ?"  # noqa: S608 - names of columns
+        _driver(self._connection).executemany(statement, values)
 
     def put(self, places: Sequence[Place]) -> None:
-        rows = [
-            {"block": number // BLOCK_ROWS, "term": term, "number": number} for term, number in self._numbered(places)
-        ]
-        if rows:
-            rows.sort(key=lambda row: (row["block"], row["term"]))
-            self._connection.execute(insert(memory_terms).on_conflict_do_nothing(), rows)
+        _driver(self._connection).executemany("INSERT OR IGNORE INTO memory_terms VALUES (?, ?, ?)", self._keys(places))
 
     def remove(self, places: Sequence[Place]) -> None:
-        c = memory_terms.c
-        exactly = delete(memory_terms).where(
-            c.block == bindparam("b"), c.term == bindparam("t"), c.number == bindparam("n")
+        _driver(self._connection).executemany(
+            "DELETE FROM memory_terms WHERE block = ? AND term = ? AND number = ?", self._keys(places)
         )
-        rows = [{"b": number // BLOCK_ROWS, "t": term, "n": number} for term, number in self._numbered(places)]
-        if rows:
-            self._connection.execute(exactly, rows)
+
+    def _keys(self, places: Sequence[Place]) -> list[tuple[int, int, int]]:
+        return sorted((number // BLOCK_ROWS, term, number) for term, number in self._numbered(places))
 
     def _numbered(self, places: Sequence[Place]) -> list[tuple[int, int]]:
         c = memories.c
@@ -228,6 +237,22 @@ class _Postings:
         return [
             (term, numbers[one.id]) for one in places for term in terms(one.partition, one.stems.split()) if one.stems
         ]
+
+
+def _stored(row: Mapping[str, object]) -> list[object]:
+    return [encode(value) if (encode := _ENCODED.get(type(value))) else value for value in row.values()]
+
+
+def _as_time(value: datetime) -> str:
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+# As SQLAlchemy writes them, which reads them too.
+_ENCODED: dict[type, Callable[[Any], object]] = {
+    datetime: _as_time,
+    dict: json.dumps,
+    **dict.fromkeys((Category, Status, Source), str),
+}
 
 
 def _last_number(connection: Connection) -> int:
@@ -274,15 +299,46 @@ def _around(connection: Connection, rows: Iterable[Row]) -> set[int]:
 # one with SQLAlchemy takes ten times as long as running it.
 _HOLDING = "SELECT number FROM memory_terms WHERE block = ? AND term = ? ORDER BY number DESC LIMIT ?"
 _BESIDE = (
-    "SELECT number FROM memories INDEXED BY memories_by_turn WHERE org_id = ? AND agent_id = ? AND user_id IS ?"
-    " AND session_id = ? AND coalesce(turn_index, -1) BETWEEN ? AND ? AND status = 'active'"
+    "SELECT number FROM memories INDEXED BY memories_by_turn WHERE org_id = ? AND agent_id = ? AND user_id IS ?"  # noqa: S608
+    f" AND session_id = ? AND {TURN} BETWEEN ? AND ? AND status = 'active'"
 )
 
 
 def _read_numbers(connection: Connection, numbers: Iterable[int], *, with_superseded: bool) -> list[Row]:
     # By number alone: with the namespace beside it SQLite would rather read all of that.
-    query = row_query().where(memories.c.number.in_(list(numbers)), retrievable(with_superseded=with_superseded))
-    return [read_row(row) for row in connection.execute(query)]
+    wanted = json.dumps(list(numbers))
+    statement = f"{_SELECT} WHERE number IN (SELECT value FROM json_each(?)) AND {_retrievable(with_superseded)}"  # noqa: S608
+    return [_row(values) for values in _driver(connection).execute(statement, (wanted,))]
+
+
+class _Snapshot(RowsSnapshot):
+    """Rows are read by the driver itself: SQLAlchemy takes longer over one than all else that is done with it."""
+
+    @override
+    def active(self, *, with_superseded: bool = False) -> Iterator[list[Row]]:
+        whose = self._partition
+        statement = f"{_SELECT} WHERE org_id = ? AND agent_id = ? AND user_id IS ? AND {_retrievable(with_superseded)}"
+        cursor = _driver(self._connection).execute(statement, (whose.org_id, whose.agent_id, whose.user_id))
+        while batch := cursor.fetchmany(BATCH_ROWS):
+            yield [_row(values) for values in batch]
+
+
+def _retrievable(with_superseded: bool) -> str:  # noqa: FBT001 (a setting of the caller's)
+    return "status IN ('active', 'superseded')" if with_superseded else "status = 'active'"
+
+
+def _row(values: Sequence[Any]) -> Row:
+    read = list(values)
+    for place in _TIMES:
+        if read[place] is not None:
+            read[place] = datetime.fromisoformat(read[place]).replace(tzinfo=UTC)
+    read[_METADATA] = {} if read[_METADATA] == "{}" else json.loads(read[_METADATA])
+    return read_row(read)
+
+
+_SELECT = f"SELECT {', '.join(column.name for column in [*COLUMNS, *FEATURES])} FROM memories"  # noqa: S608 - names
+_TIMES = [place for place, column in enumerate(COLUMNS) if isinstance(column.type, UtcDateTime)]
+_METADATA = COLUMNS.index(memories.c.metadata)
 
 
 def _driver(connection: Connection) -> Any:

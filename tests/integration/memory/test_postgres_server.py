@@ -139,7 +139,7 @@ class TestCandidates:
             plan = "\n".join(
                 line
                 for (line,) in connection.execute(
-                    "EXPLAIN " + _candidates("public", 256),
+                    "EXPLAIN " + _candidates("public", 256, has_user=False),
                     {**values, "vector": vector, "statuses": ["active"], "model": "stub-1"},
                 )
             )
@@ -161,6 +161,16 @@ class TestOtherEngines:
         other.forget(agent, memory.id)
         wait_until(lambda: known(store, agent) == Version(2, 1))
         assert loaded(store, agent) == set()
+
+    def test_a_write_is_notified_with_its_commit(
+        self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
+    ) -> None:
+        with shared.connect() as connection:
+            connection.execute("LISTEN ibex_memories")
+            connection.commit()
+            store.add(make("tea"))
+            heard = {note.payload for note in connection.notifies(timeout=10, stop_after=1)}
+        assert heard == {f"{agent.org_id} {agent.agent_id} 1 0"}
 
     def test_what_was_notified_while_nobody_heard_is_not_missed(
         self, store: PostgresMemoryStore, other: PostgresMemoryStore, shared: Any, make: MakeMemory, agent: Namespace

@@ -258,6 +258,18 @@ class TestFeatures:
                 assert found[f"{session}{n}"].features.vector == expected
         assert found["loose"].features.vector == window("loose")
 
+    @pytest.mark.parametrize("batch", [100, 12, 1], ids=["at once", "in parts", "one by one"])
+    def test_windows_of_many_sessions_are_whole_however_they_are_divided(
+        self, store: MemoryStore, make: MakeMemory, agent: Namespace, batch: int
+    ) -> None:
+        mixed = [make(f"{name}{n}", session_id=name, turn_index=n) for n in range(4) for name in "abcdef"]
+        for start in range(0, len(mixed), batch):
+            store.add_many(mixed[start : start + batch])
+        found = rows(store, agent)
+        for name in "abcdef":
+            assert found[f"{name}1"].features.vector == window(f"{name}0", f"{name}1")
+            assert found[f"{name}3"].features.vector == window(f"{name}1", f"{name}2", f"{name}3")
+
     def test_memories_of_one_turn_or_of_none_follow_each_other_in_time(
         self, store: MemoryStore, make: MakeMemory, agent: Namespace
     ) -> None:
@@ -346,6 +358,22 @@ class TestCandidates:
         assert {row.memory.content: row for row in found} == {
             text: row for text, row in rows(store, agent).items() if text in {f"turn{n}" for n in (2, 3, 4, 5, 6)}
         }
+
+    def test_a_users_memories_have_neighbours_among_the_users_own(
+        self, store: MemoryStore, make: MakeMemory, agent: Namespace
+    ) -> None:
+        u1, u2 = replace(agent, user_id="u1"), replace(agent, user_id="u2")
+        for whose in (agent, u1, u2):
+            name = whose.user_id or "agent"
+            store.add_many([make(f"{name} turn{n}", whose, session_id="s", turn_index=n) for n in range(6)])
+        assert self.found(store, u1, "u1 turn3", 1) == {f"u1 turn{n}" for n in (1, 2, 3, 4, 5)}
+
+    @pytest.mark.parametrize("turn", [0, 2**31 - 1])
+    def test_turns_at_the_ends_of_their_range_are_no_error(
+        self, store: MemoryStore, make: MakeMemory, agent: Namespace, turn: int
+    ) -> None:
+        store.add(make("tea", session_id="s", turn_index=turn))
+        assert self.found(store, agent, "tea") == {"tea"}
 
     def test_they_are_of_the_namespace_alone(self, store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
         orgs, agents = [agent.org_id, str(uuid.uuid4())], [agent.agent_id, str(uuid.uuid4())]

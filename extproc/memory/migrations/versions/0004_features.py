@@ -6,6 +6,7 @@ from alembic import op
 revision = "0004"
 down_revision = "0003"
 
+_TURN = "CASE WHEN turn_index IS NULL THEN -1 ELSE turn_index END"
 _PARTITIONS = 16
 """As many vector indexes an organisation's memories are spread over by chance: enough for some millions of rows."""
 
@@ -30,8 +31,8 @@ def _extend_sqlite() -> None:
     ):
         op.add_column("memories", column)
     op.execute("UPDATE memories SET number = rowid")
-    order = ("org_id", "agent_id", "user_id", "session_id", "coalesce(turn_index, -1)", "created_at", "id")
-    op.create_index("memories_by_turn", "memories", [sa.text(column) for column in order])
+    turn: list[str | sa.TextClause] = [sa.text(_TURN), "created_at", "id"]
+    op.create_index("memories_by_turn", "memories", ["org_id", "agent_id", "user_id", "session_id", *turn])
     op.create_index("memories_by_features", "memories", ["org_id", "features_version"])
     op.create_index("memories_by_number", "memories", ["number"], unique=True)
     op.create_table(
@@ -126,7 +127,7 @@ def _create_postgresql_indexes() -> None:
     owner = "org_id, agent_id, user_id"
     for name, columns in {
         "memories_by_revision": f"{owner}, revision",
-        "memories_by_turn": f"{owner}, session_id, coalesce(turn_index, -1), created_at, id",
+        "memories_by_turn": f"{owner}, session_id, ({_TURN}), created_at, id",
         "memories_by_features": "org_id, features_version",
     }.items():
         op.execute(f"CREATE INDEX {name} ON ibex_core.memories ({columns})")
