@@ -331,6 +331,7 @@ async def _engine(settings: EngineSettings) -> None:
         store = await asyncio.to_thread(open_store, settings, indexer)
         service = ContextService(store, indexer, settings)
         await service.start()
+        service.freeze()
     except ModelUnusable as error:
         raise SettingsError(f"IBEX_EMBEDDING={settings.embedding}: {error}") from None
     except StoreError as error:

@@ -105,7 +105,11 @@ class FilterSettings(ProcessSettings, IdentitySettings, SharedRedisSettings):
     filter_listen: str = Field(
         "127.0.0.1:9101", description="where Envoy reaches the filter: `host:port` or `unix:/path`"
     )
-    engine_address: str = Field("127.0.0.1:9102", description="gRPC target of the engine")
+    engine_address: str = Field(
+        "127.0.0.1:9102",
+        description="gRPC target of the engine; of several, such as `ipv4:10.0.0.1:9102,10.0.0.2:9102` or a name with "
+        "several addresses (`dns:///engine:9102`), each has its turn",
+    )
     budget_ms: Annotated[float, Field(gt=0, le=1000)] = Field(
         45.0, description="milliseconds from a request's arrival at the filter to its reply, everything included"
     )

@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
 def _pressure(cpu: int) -> dict[str, dict[str, float]]:
     found = {"a write into 10,000": write_cost()}
     with _server(cpu, ["10000"]) as port:
-        found["a flood of 24 beside one"] = asyncio.run(flood(port, 10_000, 100, 24))
+        found["a flood of 24 beside one"] = flood(port, 10_000, 200, 24)
     with _server(cpu, ["--cache", str(200 << 20)]) as port:
         found["50 namespaces of 20,000, an LRU of ten"] = asyncio.run(cycle(port, 20_000, 50, 3))
     return found

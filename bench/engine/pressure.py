@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import subprocess
+import sys
 import time
 import uuid
 from dataclasses import replace
@@ -19,40 +20,53 @@ from extproc.context.index import Index
 from extproc.memory.features import Row, open_indexer
 from extproc.memory.model import Namespace
 
-__all__ = ["cycle", "flood", "write_cost"]
+__all__ = ["FLOOD_ORG", "asking", "cycle", "flood", "write_cost"]
 
 FLOOD_ORG = str(uuid.UUID(int=0xF100D))
 ROUNDS = 3
 """Alone and under the flood in turn, so that what else the machine does falls on both."""
 
 
-async def flood(port: str, size: int, count: int, width: int) -> dict[str, float]:
-    """A quiet organisation, one question every 20 ms, alone and beside another with `width` requests always open."""
-    async with (
-        aio.insecure_channel(f"127.0.0.1:{port}") as quiet,
-        aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as loud,
-    ):
-        stub = context_pb2_grpc.ContextAssemblyServiceStub(quiet)
-        other = context_pb2_grpc.ContextAssemblyServiceStub(loud)
-        alone: list[float] = []
-        beside: list[float] = []
-        counts = {"answered": 0, "refused": 0}
-        refused: list[str] = []
+def flood(port: str, size: int, count: int, width: int) -> dict[str, float]:
+    """A quiet organisation, one question every 20 ms, alone and beside another with `width` requests always open.
+
+    The flood comes from a process of its own: what it costs a client to flood is not the server's to answer for.
+    """
+    alone: list[float] = []
+    beside: list[float] = []
+    refused: list[str] = []
+    answered_flood = refused_flood = 0
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = context_pb2_grpc.ContextAssemblyServiceStub(channel)
+        for namespace in (agent_of(size), replace(agent_of(size), org_id=FLOOD_ORG)):
+            for _ in range(100):  # until it is loaded
+                if stub.AssembleContext(asking(namespace, "my red bicycle")).memories_included:
+                    break
+                time.sleep(0.1)
+        _ask(stub, agent_of(size), count // 4, [])
         for _ in range(ROUNDS):
-            alone += await _ask(stub, agent_of(size), count, refused)
-            stop = asyncio.Event()
-            floods = [asyncio.create_task(_flood(other, size, stop, counts)) for _ in range(width)]
-            beside += await _ask(stub, agent_of(size), count, refused)
-            stop.set()
-            await asyncio.gather(*floods)
+            alone += _ask(stub, agent_of(size), count, refused)
+            command = [sys.executable, "-m", "bench.engine.flooder", port, str(size), str(width)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flooder:
+                try:
+                    assert flooder.stdout is not None
+                    flooder.stdout.readline()
+                    time.sleep(0.5)
+                    beside += _ask(stub, agent_of(size), count, refused)
+                    flooder.terminate()
+                    counts = flooder.stdout.readline().split()
+                finally:
+                    flooder.kill()
+            answered_flood += int(counts[0])
+            refused_flood += int(counts[1])
     return {
         "alone_p50_ms": float(np.percentile(alone, 50)),
         "alone_p99_ms": float(np.percentile(alone, 99)),
         "beside_p50_ms": float(np.percentile(beside, 50)),
         "beside_p99_ms": float(np.percentile(beside, 99)),
         "refused": len(refused),
-        "flood_answered": counts["answered"],
-        "flood_refused": counts["refused"],
+        "flood_answered": answered_flood,
+        "flood_refused": refused_flood,
     }
 
 
@@ -64,7 +78,7 @@ async def cycle(port: str, size: int, namespaces: int, rounds: int) -> dict[str,
         for number in range(namespaces * rounds):
             start = time.perf_counter()
             try:
-                await stub.AssembleContext(_request(agent_of(size, number % namespaces), "my bicycle"), timeout=5)
+                await stub.AssembleContext(asking(agent_of(size, number % namespaces), "my bicycle"), timeout=5)
             except grpc.RpcError:
                 errors += 1
             took.append((time.perf_counter() - start) * 1000)
@@ -90,42 +104,24 @@ def write_cost(size: int = 10_000, writes: int = 200) -> dict[str, float]:
     return {"features_ms": 1000 * (middle - start) / writes, "index_ms": 1000 * (end - begun) / writes}
 
 
-async def _ask(
-    stub: context_pb2_grpc.ContextAssemblyServiceAsyncStub, namespace: Namespace, count: int, refused: list[str]
+def _ask(
+    stub: context_pb2_grpc.ContextAssemblyServiceStub, namespace: Namespace, count: int, refused: list[str]
 ) -> list[float]:
     took = []
     for text in questions(count):
         start = time.perf_counter()
         try:
-            await stub.AssembleContext(_request(namespace, text), timeout=10)
+            stub.AssembleContext(asking(namespace, text), timeout=10)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                 raise
             refused.append(text)
         took.append((time.perf_counter() - start) * 1000)
-        await asyncio.sleep(0.02)
+        time.sleep(0.02)
     return took
 
 
-async def _flood(
-    stub: context_pb2_grpc.ContextAssemblyServiceAsyncStub, size: int, stop: asyncio.Event, counts: dict[str, int]
-) -> None:
-    asked = questions(100, seed=5)
-    namespace = replace(agent_of(size), org_id=FLOOD_ORG)
-    at = 0
-    while not stop.is_set():
-        at += 1
-        try:
-            await stub.AssembleContext(_request(namespace, asked[at % len(asked)]), timeout=10)
-            counts["answered"] += 1
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                raise
-            counts["refused"] += 1
-            await asyncio.sleep(0.005)
-
-
-def _request(namespace: Namespace, text: str) -> pb.AssembleContextRequest:
+def asking(namespace: Namespace, text: str) -> pb.AssembleContextRequest:
     return pb.AssembleContextRequest(
         org_id=namespace.org_id, agent_id=namespace.agent_id, session_id="bench", model="m", query=text
     )

@@ -39,12 +39,14 @@ MOST_CHANGES = 256
 """Changed rows that go into a live index, on the event loop: some milliseconds. More: build anew, in the thread."""
 GRACE_S = 0.005
 """For a small namespace to be loaded, before the store is asked for candidates."""
-COLD_CANDIDATES = 64
-"""Of each source, as many as of a loaded namespace."""
+COLD_CANDIDATES = 32
+"""Of each source, half as many as of a loaded namespace: reading their rows is most of a cold answer's time."""
 LEAST_COLD = 0.002
 """Seconds before the deadline that scoring takes; what comes later comes too late."""
 _BREATH_S = 0.0002
-"""Sleep of a loading thread after each batch. Without it the event loop gets the interpreter every 5 ms only."""
+"""Sleep of a loading thread after each batch, for the event loop to get the interpreter."""
+_MOST_BREATHS = 200
+"""While a request waits for candidates, the loading threads stand aside between two batches: 40 ms, beyond any wall."""
 _THREADS = 4
 """Two for loads, and as many for what a request waits for."""
 
@@ -71,6 +73,8 @@ class NamespaceCache:
         self._indexer = indexer
         self._approximate_bytes = 0
         self._limit_bytes = limit_bytes
+        self._hurried = 0
+        """Requests that wait for candidates."""
         self._held: OrderedDict[Namespace, _Held] = OrderedDict()
         self._updates: dict[Namespace, asyncio.Task[None]] = {}
         self._needed: dict[Namespace, set[Namespace]] = {}
@@ -114,19 +118,34 @@ class NamespaceCache:
             await asyncio.wait({load}, timeout=min(GRACE_S, max(0.0, deadline - time.monotonic())))
             if load.done() or not question.query.stems:
                 return await load
+            self._hurried += 1
             candidates = asyncio.ensure_future(self.run(partial(self._candidates, namespace, question)))
+            candidates.add_done_callback(self._unhurry)
             left = max(0.0, deadline - LEAST_COLD - time.monotonic())
             done, _ = await asyncio.wait({load, candidates}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if load in done:
                 candidates.add_done_callback(_forget)
                 return load.result()
             if candidates in done:
-                return [candidates.result()]
+                index = candidates.result()
+                if not len(index):  # the store finds nothing that it has no features of yet; the load makes them
+                    await asyncio.wait({load}, timeout=max(0.0, deadline - LEAST_COLD - time.monotonic()))
+                return load.result() if load.done() else [index]
             candidates.add_done_callback(_forget)
             return None
         finally:
             if not load.done():
                 load.cancel()
+
+    def _unhurry(self, _: object) -> None:
+        self._hurried -= 1
+
+    def _breathe(self) -> None:
+        """In a loading thread."""
+        for _ in range(_MOST_BREATHS):
+            time.sleep(_BREATH_S)
+            if not self._hurried:
+                return
 
     async def whole(self, namespace: Namespace, deadline: float) -> Sequence[Index] | None:
         """The namespace, before `deadline`. None: not loaded yet; that goes on. Raises StoreError."""
@@ -210,7 +229,8 @@ class NamespaceCache:
 
     async def _bring_up_to_date(self, partition: Namespace) -> None:
         held = self._held.get(partition)
-        work = partial(_read, self._store, self._indexer, partition, (held.version, held.index) if held else None)
+        before = (held.version, held.index) if held else None
+        work = partial(_read, self._store, self._indexer, partition, before, self._breathe)
         update = await asyncio.get_running_loop().run_in_executor(self._loads, work)
         if update.whole is not None:
             held = _Held(update.whole, update.version)
@@ -274,7 +294,13 @@ class _Update:
     """All that are left, when some were removed."""
 
 
-def _read(store: MemoryStore, indexer: Indexer, partition: Namespace, held: tuple[Version, Index] | None) -> _Update:
+def _read(
+    store: MemoryStore,
+    indexer: Indexer,
+    partition: Namespace,
+    held: tuple[Version, Index] | None,
+    breathe: Callable[[], None],
+) -> _Update:
     """In a thread. `held`: version and index of what is there already; nobody else changes it meanwhile."""
     with store.snapshot(partition) as snapshot:
         if held is not None and not held[1].is_worn:
@@ -284,18 +310,18 @@ def _read(store: MemoryStore, indexer: Indexer, partition: Namespace, held: tupl
             gone = 0 if ids is None else len(before) + len(changed) - len(ids)
             if len(changed) <= MOST_CHANGES and gone <= 2 * MOST_CHANGES:
                 return _Update(snapshot.version, changed=_current(changed, indexer, before), ids=ids)
-        return _Update(snapshot.version, whole=_loaded(snapshot, indexer, partition))
+        return _Update(snapshot.version, whole=_loaded(snapshot, indexer, partition, breathe))
 
 
 def load_index(store: MemoryStore, indexer: Indexer, partition: Namespace) -> Index:
     """What an engine would hold. Blocks. Raises StoreError."""
     with store.snapshot(partition) as snapshot:
-        return _loaded(snapshot, indexer, partition)
+        return _loaded(snapshot, indexer, partition, lambda: None)
 
 
-def _loaded(snapshot: Snapshot, indexer: Indexer, partition: Namespace) -> Index:
+def _loaded(snapshot: Snapshot, indexer: Indexer, partition: Namespace, breathe: Callable[[], None]) -> Index:
     index = Index(partition)
-    index.load(_batches(snapshot.active(with_superseded=True), indexer), lambda: time.sleep(_BREATH_S))
+    index.load(_batches(snapshot.active(with_superseded=True), indexer), breathe)
     return index
 
 

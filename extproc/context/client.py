@@ -30,7 +30,9 @@ _ID = re.compile(r"[!-~]{1,64}")
 
 _METHOD = "/ibex.context.v1.ContextAssemblyService/AssembleContext"
 
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    # Of several addresses each has its turn; by default gRPC stays with the first that answers.
+    ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}'),
     # The first request after an engine came back must not wait for a second of back-off.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

@@ -20,16 +20,19 @@ from extproc.context.budget import memory_budget
 from extproc.context.order import chronological
 from extproc.context.pack import Exclusion, Packed
 from extproc.context.render import WRAPPER_TOKENS, nonce, render
-from extproc.context.retrieve import Filter, Meanings, collect, standing
+from extproc.context.retrieve import Filter, Meanings, collecting, standing
 from extproc.context.score import DEFAULT_WEIGHTS, Ranking, Scored, Weights, rank, unranked
 from extproc.context.select import select
+from extproc.context.steps import advance
 from extproc.memory.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from extproc.context.admission import Turn
     from extproc.context.cache import NamespaceCache
     from extproc.context.index import Index
+    from extproc.context.steps import Steps
     from extproc.memory.features import Question, WindowIndexer
     from extproc.memory.model import Namespace
     from extproc.settings import EngineSettings
@@ -40,8 +43,6 @@ _log = structlog.get_logger(__name__)
 
 SPARE_CANDIDATES = 14
 """Memories that are scored beyond those that may go in: enough for ties to be broken, and to show what just missed."""
-
-
 MAX_QUERY_CHARACTERS = 16_384
 """The rest of a longer query is not read: it would take milliseconds of the event loop."""
 LARGE = 200_000
@@ -49,8 +50,8 @@ LARGE = 200_000
 faiss, which leave the interpreter to others."""
 LEAST_FOUND = 0.1
 """Relevance below which a search does not name a memory: it has nothing to do with the query."""
-
-
+LOAD_RESERVE_S = 0.005
+"""Beyond the wall, for what was loaded just before it: between the wall and the engine's own limit of 40 ms."""
 _EMBED_SHARE = 0.5
 """Of the time that is left, for an embedder that is not quick; then words alone are compared."""
 
@@ -158,28 +159,50 @@ class Engine:
         return assembly
 
     async def _assemble(self, request: Request, wall_s: float, assembly: Assembly, clock: _Clock) -> None:
-        settings = self._settings
+        org_id = request.namespace.org_id
         deadline = time.monotonic() + wall_s
-        budget = memory_budget(settings.memory_budget_tokens, request.available_tokens)
+        budget = memory_budget(self._settings.memory_budget_tokens, request.available_tokens)
         clock.ended(Stage.BUDGET)
-
-        question = await self._question("" if request.skip_retrieved else request.query, deadline)
+        text = "" if request.skip_retrieved else request.query
+        question = None if self._indexer.is_quick else await self._embedded(text, deadline)
         clock.ended(Stage.EMBED)
-        if request.skip_retrieved:
-            assembly.outcome = Outcome.SKIPPED
-        elif not question.query.stems:
-            assembly.outcome = Outcome.NO_QUERY
-        try:
-            indexes = await self._cache.find(request.namespace, question, deadline)
-        except StoreError as error:
-            _log.warning("retrieval_failed_nothing_injected", error=str(error))
-            indexes, assembly.outcome = [], Outcome.STORE_ERROR
-        if indexes is None:
-            indexes, assembly.outcome = [], Outcome.NOT_READY
-        clock.ended(Stage.LOAD)
-        async with self.admission.turn(request.namespace.org_id, deadline):
+        async with self.admission.turn(org_id, deadline) as turn:
             clock.ended(Stage.WAIT)
-            await self._fill(request, question, indexes, budget, assembly, clock)
+            if question is None:
+                question = self._indexer.question(text[:MAX_QUERY_CHARACTERS])
+            clock.ended(Stage.EMBED)
+            if request.skip_retrieved:
+                assembly.outcome = Outcome.SKIPPED
+            elif not question.query.stems:
+                assembly.outcome = Outcome.NO_QUERY
+            indexes = self._ready(request.namespace, assembly)
+            if indexes is not None:
+                await self._fill(request, question, indexes, budget, assembly, clock, turn)
+                return
+        indexes = await self._load(request.namespace, question, deadline, assembly)
+        clock.ended(Stage.LOAD)
+        async with self.admission.turn(org_id, deadline + LOAD_RESERVE_S) as turn:
+            clock.ended(Stage.WAIT)
+            await self._fill(request, question, indexes, budget, assembly, clock, turn)
+
+    def _ready(self, namespace: Namespace, assembly: Assembly) -> Sequence[Index] | None:
+        """None: it must be loaded first."""
+        try:
+            return self._cache.ready(namespace)
+        except StoreError as error:
+            return _nothing(assembly, error)
+
+    async def _load(
+        self, namespace: Namespace, question: Question, deadline: float, assembly: Assembly
+    ) -> Sequence[Index]:
+        try:
+            indexes = await self._cache.find(namespace, question, deadline)
+        except StoreError as error:
+            return _nothing(assembly, error)
+        if indexes is None:
+            assembly.outcome = Outcome.NOT_READY
+            return []
+        return indexes
 
     async def _fill(
         self,
@@ -189,17 +212,22 @@ class Engine:
         budget: int,
         assembly: Assembly,
         clock: _Clock,
+        turn: Turn,
     ) -> None:
         """The part that takes the CPU."""
         settings = self._settings
         most = min(request.max_memories or settings.max_memories, settings.max_memories)
         recalled = await self._recall(
+            self._recalling(
+                indexes,
+                request.namespace,
+                question,
+                most + SPARE_CANDIDATES,
+                request.weights,
+                with_standing=not request.skip_standing,
+            ),
             indexes,
-            request.namespace,
-            question,
-            most + SPARE_CANDIDATES,
-            request.weights,
-            with_standing=not request.skip_standing,
+            turn,
         )
         assembly.evaluated = recalled.ranking.evaluated
         clock.ended(Stage.RETRIEVE)
@@ -236,16 +264,17 @@ class Engine:
         """
         deadline = time.monotonic() + wall_s
         with self.admission.room(namespace.org_id):
-            question = await self._question(query, deadline)
+            question = await self._embedded(query, deadline)
             indexes = await self._cache.whole(namespace, deadline)
             if indexes is None:
                 raise TimeoutError
-            async with self.admission.turn(namespace.org_id, deadline):
-                recalled = await self._recall(indexes, namespace, question, limit, DEFAULT_WEIGHTS, accept)
+            async with self.admission.turn(namespace.org_id, deadline) as turn:
+                steps = self._recalling(indexes, namespace, question, limit, DEFAULT_WEIGHTS, accept)
+                recalled = await self._recall(steps, indexes, turn)
         ranking = recalled.ranking
         return Found([one for one in ranking.scored if one.relevance >= LEAST_FOUND], ranking.evaluated)
 
-    async def _question(self, query: str, deadline: float) -> Question:
+    async def _embedded(self, query: str, deadline: float) -> Question:
         text = query[:MAX_QUERY_CHARACTERS]
         if self._indexer.is_quick:
             return self._indexer.question(text)
@@ -255,7 +284,28 @@ class Engine:
         except TimeoutError:
             return self._indexer.words_of_question(text)
 
-    async def _recall(
+    async def _recall(self, steps: Steps[_Recalled], indexes: Sequence[Index], turn: Turn) -> _Recalled:
+        """Step by step, the indexes unchanged meanwhile. Raises Overloaded when others have the CPU to the end."""
+        in_thread = sum(map(len, indexes)) >= LARGE
+        is_late: bool | None = None
+        async with self._cache.reading(indexes):
+            while True:
+                recalled = await self._in_thread(steps, is_late) if in_thread else advance(steps, is_late)
+                if recalled is not None:
+                    return recalled
+                await turn.step()
+                is_late = turn.is_late
+
+    async def _in_thread(self, steps: Steps[_Recalled], is_late: bool | None) -> _Recalled | None:  # noqa: FBT001
+        """Ends with the step, also when cancelled: until then the thread reads the indexes."""
+        running = asyncio.ensure_future(self._cache.run(partial(advance, steps, is_late)))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait({running})
+            raise
+
+    def _recalling(
         self,
         indexes: Sequence[Index],
         namespace: Namespace,
@@ -265,32 +315,14 @@ class Engine:
         accept: Filter | None = None,
         *,
         with_standing: bool = False,
-    ) -> _Recalled:
-        work = partial(
-            self._recalled, indexes, namespace, question, limit, weights, accept, with_standing=with_standing
-        )
-        if sum(map(len, indexes)) < LARGE:
-            return work()
-        async with self._cache.reading(indexes):
-            return await self._cache.run(work)
-
-    def _recalled(
-        self,
-        indexes: Sequence[Index],
-        namespace: Namespace,
-        question: Question,
-        limit: int,
-        weights: Weights,
-        accept: Filter | None,
-        *,
-        with_standing: bool,
-    ) -> _Recalled:
+    ) -> Steps[_Recalled]:
         now = self._now()
         pinned, profile = standing(indexes, now) if with_standing else ([], [])
         if not question.query.stems or not any(map(len, indexes)):
             return _Recalled(pinned=self._own(map(unranked, pinned), namespace))
-        pool = collect(indexes, question, self._meanings, now, accept)
+        pool = yield from collecting(indexes, question, self._meanings, now, accept)
         ranking = rank(pool, question.query, limit, weights)
+        yield
         return _Recalled(
             ranking._replace(scored=self._own(ranking.scored, namespace)),
             self._own(map(unranked, pinned), namespace),
@@ -311,6 +343,12 @@ class Engine:
         return own
 
 
+def _nothing(assembly: Assembly, error: StoreError) -> Sequence[Index]:
+    _log.warning("retrieval_failed_nothing_injected", error=str(error))
+    assembly.outcome = Outcome.STORE_ERROR
+    return []
+
+
 class _Clock:
     """Milliseconds of each stage, one after the other."""
 
@@ -320,7 +358,7 @@ class _Clock:
 
     def ended(self, stage: Stage) -> None:
         now = time.perf_counter()
-        self._stages_ms[stage] = (now - self._last) * 1000
+        self._stages_ms[stage] = self._stages_ms.get(stage, 0.0) + (now - self._last) * 1000
         self._last = now
 
     def total_ms(self) -> float:

@@ -17,6 +17,7 @@ from extproc.context.postings import Postings
 from extproc.context.vectors import Vectors
 from extproc.memory.features import subject
 from extproc.memory.model import Category, Memory, Namespace, Source, Status
+from extproc.memory.text import stems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -74,6 +75,7 @@ _NO_TIME = np.iinfo(np.int64).min
 _NO_TURN = -1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_decode = msgspec.json.Decoder().decode
 
 _KEPT = (Status.ACTIVE, Status.SUPERSEDED)
 """What is held; the superseded only answer a query about the past."""
@@ -95,8 +97,9 @@ class Index:
         self._blob = bytearray()
         self._sessions = _Names()
         self._session_last: dict[int, int] = {}
-        self._session_sizes: dict[int, int] = {}
+        self._session_sizes = _Grown(np.dtype(np.intp))
         self._subjects = _Names()
+        self._subject_stems: dict[int, list[str]] = {}
         self._owners: list[Namespace] = [partition]
         self._superseded_by: dict[int, str] = {}
         self._slot_of: dict[str, int] | None = None
@@ -171,7 +174,7 @@ class Index:
         if next_ != NONE:
             columns["previous"][next_] = previous
         if session != NONE:
-            self._session_sizes[session] -= 1
+            self._session_sizes.array[session] -= 1
             if self._session_last.get(session) == slot:
                 self._session_last[session] = previous
 
@@ -216,11 +219,19 @@ class Index:
         places = np.arange(total) + np.repeat(starts - (ends - counts), counts)
         return self._words.array[places], counts
 
-    def session_size(self, session: int) -> int:
-        return self._session_sizes.get(session, 0)
+    def session_sizes(self, sessions: NDArray[np.integer]) -> NDArray[np.intp]:
+        """How many memories each session has; 0 for NONE."""
+        if not len(self._session_sizes):
+            return np.zeros(len(sessions), np.intp)
+        sizes: NDArray[np.intp] = np.where(sessions == NONE, 0, self._session_sizes.array[sessions])
+        return sizes
 
-    def subject_name(self, number: int) -> str:
-        return self._subjects.names[number]
+    def subject_stems(self, number: int) -> list[str]:
+        """Of the name of whom memories are about."""
+        found = self._subject_stems.get(number)
+        if found is None:
+            found = self._subject_stems[number] = stems(self._subjects.names[number])
+        return found
 
     def accepted(self, categories: Collection[Category], tags: Collection[str]) -> NDArray[np.bool_]:
         """By slot, what is of one of the categories and has one of the tags; none given: any."""
@@ -252,33 +263,42 @@ class Index:
         return blocked
 
     def memory(self, slot: int) -> Memory:
-        row = _Slot(*self._columns.array[slot].item())
-        middle = row.blob + row.content_bytes
+        return self.memories([slot])[0]
+
+    def memories(self, slots: Sequence[int]) -> list[Memory]:
+        """In order."""
+        return list(map(self._made, slots, self._columns.array[slots].tolist()))
+
+    def _made(self, slot: int, columns: tuple[Any, ...]) -> Memory:
+        row = _Slot._make(columns)
+        start = row.blob
+        middle = start + row.content_bytes
         end = middle + row.metadata_bytes
         owner = self._owners[row.owner]
+        created = _EPOCH + timedelta(microseconds=row.created)
         return Memory(
-            id=_uuid(row.id_high, row.id_low),
-            org_id=owner.org_id,
-            agent_id=owner.agent_id,
-            user_id=owner.user_id,
-            content=self._blob[row.blob : middle].decode(),
-            content_hash=self._blob[end : end + _HASH_BYTES].hex(),
-            content_tokens=row.tokens,
-            category=_CATEGORIES[row.category],
-            confidence=row.confidence,
-            usefulness=row.usefulness,
-            status=_STATUSES[row.status],
-            source=_SOURCES[row.source],
-            session_id=None if row.session == NONE else self._sessions.names[row.session],
-            turn_index=None if row.turn == _NO_TURN else row.turn,
-            valid_from=_time(row.valid_from),
-            valid_until=_time(row.valid_until),
-            superseded_by=self._superseded_by.get(slot),
-            retrieval_count=row.retrievals,
-            last_retrieved_at=_time(row.retrieved),
-            created_at=_EPOCH + timedelta(microseconds=row.created),
-            updated_at=_EPOCH + timedelta(microseconds=row.updated),
-            metadata=msgspec.json.decode(self._blob[middle:end]) if row.metadata_bytes else {},
+            _uuid(row.id_high, row.id_low),
+            owner.org_id,
+            owner.agent_id,
+            owner.user_id,
+            self._blob[start:middle].decode(),
+            self._blob[end : end + _HASH_BYTES].hex(),
+            row.tokens,
+            _CATEGORIES[row.category],
+            row.confidence,
+            row.usefulness,
+            _STATUSES[row.status],
+            _SOURCES[row.source],
+            None if row.session == NONE else self._sessions.names[row.session],
+            None if row.turn == _NO_TURN else row.turn,
+            None if row.valid_from == _NO_TIME else _time(row.valid_from),
+            None if row.valid_until == _NO_TIME else _time(row.valid_until),
+            self._superseded_by.get(slot),
+            row.retrievals,
+            None if row.retrieved == _NO_TIME else _time(row.retrieved),
+            created,
+            created if row.updated == row.created else _EPOCH + timedelta(microseconds=row.updated),
+            _decode(self._blob[middle:end]) if row.metadata_bytes else {},
         )
 
     def _append(self, rows: Sequence[Row]) -> None:
@@ -387,8 +407,9 @@ class Index:
         columns["previous"][members[1:][same]] = members[:-1][same]
         lasts = np.flatnonzero(np.append(~same, True))
         self._session_last = dict(zip(sessions[lasts].tolist(), members[lasts].tolist(), strict=True))
-        sizes = np.diff(lasts, prepend=-1)
-        self._session_sizes = dict(zip(sessions[lasts].tolist(), sizes.tolist(), strict=True))
+        sizes = np.zeros(len(self._sessions), np.intp)
+        sizes[sessions[lasts]] = np.diff(lasts, prepend=-1)
+        self._session_sizes.extend(sizes)
 
     def _link_one(self, slot: int) -> None:
         columns = self._columns.array
@@ -410,7 +431,10 @@ class Index:
             self._session_last[session] = slot
         else:
             columns["previous"][after] = slot
-        self._session_sizes[session] = self.session_size(session) + 1
+        new = len(self._sessions) - len(self._session_sizes)
+        if new:
+            self._session_sizes.extend(np.zeros(new, np.intp))
+        self._session_sizes.array[session] += 1
 
 
 class _Grown:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from extproc.context.admission import Admission
     from extproc.context.cache import NamespaceCache
+    from extproc.memory.store import MemoryStore
 
 __all__ = ["EngineMetrics"]
 
@@ -59,5 +60,12 @@ class EngineMetrics:
         )
         self._inside = Gauge("ibex_engine_requests_inside", "Requests that wait or are worked on", registry=registry)
 
-    def watch(self, admission: Admission) -> None:
+        self._away = Gauge(
+            "ibex_engine_store_away_seconds",
+            "For how long memories have been served without the database; 0: it is there",
+            registry=registry,
+        )
+
+    def watch(self, admission: Admission, store: MemoryStore) -> None:
         self._inside.set_function(lambda: admission.inside)
+        self._away.set_function(store.away_s)

@@ -27,8 +27,8 @@ NONCE_CHARACTERS = 12
 
 WRAPPER_TOKENS = 68
 """The block without memories: 56 to 68 tokens in 3,000 samples with o200k and with cl100k."""
-_TAG_TOKENS = 7
-"""Mark and id of one memory: 6.9 tokens in the mean of 500 samples, with o200k and with cl100k."""
+_TAG_TOKENS = 5
+"""Mark with id of one memory: 4.7 tokens in the mean of 500 samples, with o200k and with cl100k."""
 _SPEAKER_TOKENS = 1
 """The colon after a name."""
 DATE_TOKENS = 7
@@ -97,10 +97,11 @@ def _wrapper(nonce: str) -> tuple[str, str]:
 
 
 def _item(memory: Memory) -> str:
-    """Its mark, its text, a line end. An empty element costs less than one around the text, and is as hard to forge."""
+    """Its mark, its text, a line end. An empty element costs less than one around the text, and is as hard to forge.
+    Its id costs two tokens less in the name than in an attribute."""
     who = speaker(memory)
     said = f"{who}: {memory.content}" if who else memory.content
-    return f'<m id="{memory.id[-_ID_CHARACTERS:]}"/>{_escaped(said)}\n'
+    return f"<m{memory.id[-_ID_CHARACTERS:]}/>{_escaped(said)}\n"
 
 
 def _escaped(text: str) -> str:

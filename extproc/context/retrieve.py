@@ -15,6 +15,7 @@ import numpy as np
 
 from extproc.context.index import NONE
 from extproc.context.postings import WEIGHTS
+from extproc.context.steps import finish
 from extproc.memory.features import asked_date_stems
 from extproc.memory.text import Moment, Subject, stems
 
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from extproc.context.index import Index
+    from extproc.context.steps import Steps
     from extproc.memory.features import Question, WordTable
     from extproc.memory.model import Memory
     from extproc.memory.text import Query
 
-__all__ = ["Filter", "Meanings", "Pool", "collect", "standing"]
+__all__ = ["Filter", "Meanings", "Pool", "collect", "collecting", "standing"]
 
 CANDIDATES = 64
 """Of each source. On LoCoMo 50 find what 200 find (R@10 78.5, 78.1)."""
@@ -54,6 +56,8 @@ MOST_STANDING = 20
 MOST_POSTINGS = 200_000
 """Postings read for one request to find candidates, about 3 ms; the rarest stem is always read. The candidates are then
 weighed by all stems."""
+_POSTINGS_OF_STEP = 30_000
+"""About half a millisecond."""
 _EVERYWHERE = 0.5
 _COMMON = 0.1
 """Share of the background that holds such a word."""
@@ -167,6 +171,18 @@ def collect(
     candidates: int = CANDIDATES,
 ) -> Pool:
     """The candidates of all indexes together."""
+    return finish(collecting(indexes, question, meanings, now, accept, candidates))
+
+
+def collecting(
+    indexes: Sequence[Index],
+    question: Question,
+    meanings: Meanings,
+    now: datetime,
+    accept: Filter | None = None,
+    candidates: int = CANDIDATES,
+) -> Steps[Pool]:
+    """`collect` in steps. The indexes must not change meanwhile. When time is up no vector is looked for."""
     query = question.query
     weighed = _weighed(indexes, question)
     searched = _searched(weighed)
@@ -179,12 +195,15 @@ def collect(
         blocked = index.blocked(now, past=past)
         if accept is not None:
             blocked = ~accept(index) if blocked is None else blocked | ~accept(index)
-        found = [_best_by_words(index, searched, dates, candidates, blocked)]
-        if question.vector is not None and index.vectors is not None:
+        found = [(yield from _best_by_words(index, searched, dates, candidates, blocked))]
+        is_late = yield
+        if question.vector is not None and index.vectors is not None and not is_late:
             found.append(index.vectors.nearest(question.vector, candidates, blocked).astype(np.intp))
+            yield
         slots = _with_neighbours(index, np.unique(np.concatenate(found)), blocked)
         if len(slots):
-            parts.append(_measure(index, number, slots, question, meanings, weighed))
+            parts.append((yield from _measure(index, number, slots, question, meanings, weighed)))
+            yield
     return _joined(indexes, parts)
 
 
@@ -252,12 +271,17 @@ def _best_by_words(
     dates: Sequence[str],
     limit: int,
     blocked: NDArray[np.bool_] | None,
-) -> NDArray[np.intp]:
+) -> Steps[NDArray[np.intp]]:
     """Slots of the highest sums of idf times term weight; of equals the newest, then the lowest ids."""
     sums = np.zeros(index.slots, np.float32)
     touched = []
+    read = 0
     for one in searched:
         posting = index.postings.of(one.stem)
+        read += len(posting.slots)
+        if read > _POSTINGS_OF_STEP:
+            yield
+            read = len(posting.slots)
         touched.append(posting.slots[sums[posting.slots] == 0])
         sums[posting.slots] += np.float32(one.idf) * WEIGHTS[posting.weights]
     slots = np.concatenate(touched).astype(np.intp) if touched else np.empty(0, np.intp)
@@ -311,7 +335,7 @@ def _measure(
     question: Question,
     meanings: Meanings,
     weighed: Sequence[_Weighed],
-) -> Pool:
+) -> Steps[Pool]:
     """What speaks for each of the slots, which are sorted."""
     informative = sorted((one.idf for one in weighed), reverse=True)[:MOST_INFORMATIVE]
     total = np.float32(max(LEAST_INFORMATION, sum(informative)))
@@ -325,6 +349,7 @@ def _measure(
             at = np.minimum(np.searchsorted(posting.slots, searched), len(posting.slots) - 1)
             weights[row] = np.where(posting.slots[at] == searched, WEIGHTS[posting.weights[at]], 0)
     lexical = idf @ weights / total
+    yield
 
     asked = np.array([one.word for one in weighed[:MOST_COMPARED]], np.int32)
     words, counts = index.words_of(slots)
@@ -337,6 +362,7 @@ def _measure(
         cosine = np.zeros(len(slots), np.float32)
     else:
         cosine = index.vectors.cosines(slots, question.vector)
+    yield
 
     columns = {
         name: index.column(name)[slots]
@@ -352,7 +378,7 @@ def _measure(
         previous=_places(slots, columns["previous"]),
         next=_places(slots, columns["next"]),
         session=np.where(sessions == NONE, NONE, sessions + (number << 32)),
-        session_size=np.array([index.session_size(one) for one in sessions.tolist()], np.intp),
+        session_size=index.session_sizes(sessions),
         lexical=lexical,
         soft=np.minimum(soft, 1),
         cosine=cosine,
@@ -375,13 +401,13 @@ def _places(slots: NDArray[np.intp], wanted: NDArray[np.int32]) -> NDArray[np.in
 def _named(index: Index, subjects: NDArray[np.int32], query: Query) -> NDArray[np.bool_]:
     asked = set(query.stems)
     named = []
-    for number in np.unique(subjects).tolist():
-        if number == NONE:
-            continue
-        name = stems(index.subject_name(number))
+    for number in set(subjects.tolist()) - {NONE}:
+        name = index.subject_stems(number)
         if (query.subject is Subject.AUTHOR) if name == _USER else (name and asked.issuperset(name)):
             named.append(number)
-    return np.isin(subjects, named)
+    if not named:
+        return np.zeros(len(subjects), bool)
+    return subjects == named[0] if len(named) == 1 else np.isin(subjects, named)
 
 
 _USER = stems("user")

@@ -43,7 +43,7 @@ LATEST_RECENCY = 0.5
 LEXICAL_SHARE, SOFT_SHARE, COSINE_SHARE = 0.3, 0.3, 0.4
 """What a memory's relevance is made of. By words alone 20 % of generic prompts pass, which share one with some memory;
 with the vector's cosine 1 % do (LoCoMo's stores, 95 % of the questions kept)."""
-_FACTORS = {Subject.AUTHOR: 1.0, Subject.NAMED: 2.0, Subject.ANYTHING: 3.0}
+_FACTORS = {Subject.AUTHOR: 1.0, Subject.EVENT: 1.5, Subject.NAMED: 2.0, Subject.ANYTHING: 3.0}
 _KNOWN_SUBJECT = 1.25
 """How much more a query must match that does not speak of its author; 1.25 when it names whom memories are about. "Fix
 this Python error" shares much with "The user prefers Python" and needs none of it."""
@@ -135,19 +135,18 @@ def rank(
         * (1 + weights.confidence * (pool.confidence - NEUTRAL_CONFIDENCE))
     )
     best = np.lexsort((pool.id_low, pool.id_high, -composite))[:limit]
-    scored = [
-        Scored(
-            pool.indexes[pool.which[place]].memory(int(pool.slots[place])),
-            float(composite[place]),
-            float(relevance[place]),
-            float(pool.cosine[place]),
-            float(recency[place]),
-            float(pool.usefulness[place]),
-            float(pool.confidence[place]),
-        )
-        for place in best.tolist()
-    ]
+    memories = _memories(pool, best)
+    columns = (composite, relevance, pool.cosine, recency, pool.usefulness, pool.confidence)
+    scored = list(map(Scored, memories, *(column[best].tolist() for column in columns)))
     return Ranking(scored, float(relevance.max()), bool(pool.is_named.any()), len(pool))
+
+
+def _memories(pool: Pool, places: NDArray[np.intp]) -> list[Memory]:
+    """In order."""
+    if len(pool.indexes) == 1:
+        return pool.indexes[0].memories(pool.slots[places].tolist())
+    pairs = zip(pool.which[places].tolist(), pool.slots[places].tolist(), strict=True)
+    return [pool.indexes[which].memory(slot) for which, slot in pairs]
 
 
 def unranked(memory: Memory) -> Scored:

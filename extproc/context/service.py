@@ -6,7 +6,9 @@ traceback. Memories that cannot be had are neither: the context is then empty.
 
 from __future__ import annotations
 
+import gc
 import math
+import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -64,6 +66,9 @@ USEFULNESS_STEP = 0.05
 """One voice; ten of them take a memory from neutral to the end of the scale."""
 SEARCH_WALL_S = 5.0
 """A search has no client that waits for 45 ms, so a cold namespace may be loaded first."""
+SWITCH_S = 0.0005
+"""For which a thread that loads a namespace may keep the interpreter from the event loop. Python's 5 ms, at each of the
+steps of a request from socket to answer, is most of the wall."""
 RESERVE_S = 0.003
 """Left of the caller's deadline for the way back."""
 
@@ -90,11 +95,12 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
     ) -> None:
         """The store stays the caller's to close, after `stop`. `indexer`: the one that the store writes with."""
         self._store = store
+        self._switch_s = sys.getswitchinterval()
         self._wall_s = settings.retrieval_wall_ms / 1000
         self._cache = NamespaceCache(store, indexer, settings.namespace_cache_bytes)
         self._metrics = EngineMetrics(registry, self._cache)
         self._engine = Engine(self._cache, indexer, settings, on_foreign=self._metrics.foreign.inc)
-        self._metrics.watch(self._engine.admission)
+        self._metrics.watch(self._engine.admission, store)
         self._retrievals = RetrievalCounts(store, self._cache, on_lost=self._metrics.lost_retrievals.inc)
 
     async def start(self) -> None:
@@ -103,6 +109,16 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         # Compiles the statements, so that the first namespace is loaded within the wall.
         await self._cache.wait(Namespace(_NOBODY, _NOBODY, _NOBODY), SEARCH_WALL_S)
         self._retrievals.start()
+        sys.setswitchinterval(SWITCH_S)
+
+    @staticmethod
+    def freeze() -> None:
+        """For a process that does nothing else, after `start` and what was warmed: what is there now stays.
+
+        Otherwise the garbage collector looks at all of it under load, for 30 ms each time.
+        """
+        gc.collect()
+        gc.freeze()
 
     async def warm(self, namespace: Namespace, timeout_s: float) -> bool:
         """Load a namespace before anybody asks. False: it is not loaded yet, and goes on. Raises StoreError."""
@@ -113,6 +129,7 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
 
     async def stop(self) -> None:
         """Write what was counted and let go of the threads."""
+        sys.setswitchinterval(self._switch_s)
         await self._retrievals.stop()
         await self._cache.stop()
 

@@ -66,10 +66,16 @@ class Vectors:
         return cosines
 
     def nearest(self, vector: NDArray[np.float32], limit: int, blocked: NDArray[np.bool_] | None) -> NDArray[np.uint32]:
-        """Slots, nearest first. `blocked`: by slot, what may not be found."""
+        """Slots, nearest first. `blocked`: by slot, what may not be found.
+
+        While there are too many for a comparison with all, and the inverted file is not ready: of the last MOST_FLAT.
+        """
         if not len(self):
             return np.empty(0, np.uint32)
         selector = None
+        if self.wants_lists:
+            blocked = np.zeros(len(self), bool) if blocked is None else blocked[: len(self)].copy()
+            blocked[:-MOST_FLAT] = True
         if blocked is not None:
             bits = np.packbits(~blocked[: len(self)], bitorder="little")
             selector = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]  # the stubs know the C++ side only

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from extproc.memory.tokens import estimate_tokens
+from extproc.memory.tokens import count_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,7 +129,7 @@ class Memory:
     content_hash: str
     """SHA-256, hex, of the normalised content: the same hash in one namespace is the same memory."""
     content_tokens: int
-    """Estimate, see `estimate_tokens`."""
+    """Counted with the extra `tokens`, else estimated; see `count_tokens`."""
     category: Category
     confidence: float
     """0..1"""
@@ -192,7 +192,7 @@ def new_memory(
         user_id=namespace.user_id,
         content=text,
         content_hash=content_hash(text),
-        content_tokens=estimate_tokens(text),
+        content_tokens=count_tokens(text),
         category=category,
         confidence=confidence,
         usefulness=0.5,

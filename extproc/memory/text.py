@@ -28,9 +28,25 @@ _STOP_WORDS = _set(
     itself just let ll m may me might mine more most must my myself no nor not now of off on once only or other our ours
     ourselves out over own re s same shall she should shouldn so some such t than that the their theirs them themselves
     then there these they this those through to too under until up upon us ve very was wasn we were weren what when
-    where which while who whom whose why will with won would wouldn yes you your yours yourself yourselves"""
+    where which while who whom whose why will with won would wouldn yes you your yours yourself yourselves
+
+    das dem der dein deine deinen deiner doch ein eine einem einen einer eines haben hatte hatten ich ihm ihn ihr
+    ist kann kannst kein keine keinen konnen mein meine meinem meinen meiner mich muss nach nicht noch nur oder
+    schon sein seine seinen seit sich sie sind soll sollte uber und uns unser unsere unseren vom von wann warum
+    waren welche welchem welchen welcher welches wem wen wenn wer werden wie wieso wird wir wurde wurden zum zur
+
+    aux avait avec avez avons cet cette chez combien dans du elles est et etaient etait faut il ils je le les leur
+    leurs mes nos notre nous pourquoi quand que quel quelle quelles quels qui quoi sommes sont suis tres tu une
+    votre vous
+
+    cual cuales cuando cuanta cuantas cuanto cuantos del donde el eran esas ese esos estaba estan este estos fueron
+    las los mis muy nuestra nuestras nuestro nuestros para pero porque quien sus tengo tiene una unas unos
+
+    aos das dos esse essa estao estava eu foi foram isso meu meus minha minhas muito nao nossa nosso onde os pela
+    pelo quais qual quanta quantas quanto quantos quem sao seu seus sua suas um uma"""
 )
-"""Words that carry no subject, in no index and in no query; halves of contractions (`don`, `ll`) are among them."""
+"""Words that carry no subject, in no index and in no query; halves of contractions (`don`, `ll`) are among them. Those
+of German, French, Spanish and Portuguese are without accents, and only where English has no such word (`die`)."""
 
 _QUESTION_WORDS = _set(
     """how kind type sort many much ever please tell remind remember recall know called exactly ok okay hey hi hello
@@ -38,9 +54,18 @@ _QUESTION_WORDS = _set(
 )
 """Words that ask. In a memory they may carry a subject, in a query they only dilute it (LoCoMo, R@10: +6 points)."""
 
-_PERSONAL = _set("i my mine myself we our ours ourselves")
+_PERSONAL = _set(
+    """i my mine myself we our ours ourselves ich mein meine meinem meinen meiner wir unser unsere unserem unseren
+    je mes notre nos nous yo mi mis nuestra nuestras nuestro nuestros eu meu meus minha minhas nossa nossas nosso
+    nossos ik mijn wij onze moj moja moje jag benim"""
+)
 """Words by which a query speaks of its author, about whom most memories are."""
-_HOW_TO = re.compile(r"\bhow (?:do|can|could|would|should|might) (?:i|we)\b|\blike i['’]?m\b", re.IGNORECASE)
+_PERSONAL_UNSPACED = re.compile("(?<![帮幫给給教诉訴])我|私|僕|俺")
+"""In scripts without spaces; \"explain to me\" says nothing of its author."""
+_HOW_TO = re.compile(
+    r"\bhow (?:do|can|could|would|should|might) (?:i|we)\b|\blike i['’]?m\b|\bwie (?:kann|könnte|soll|mache) ich\b",
+    re.IGNORECASE,
+)
 """\"How do I centre a div": the author is in it and not what it is about."""
 _SENTENCE_END = re.compile(r"[.!?:;\n]")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -62,11 +87,29 @@ _IDIOMS = tuple(
 """Ways to ask for something without naming it, and the words a memory has for it."""
 
 _LATEST = re.compile(
-    r"\b(?:now|nowadays|current(?:ly)?|latest|newest|most recent(?:ly)?|still|these days|today)\b", re.IGNORECASE
+    r"\b(?:now|nowadays|current(?:ly)?|latest|newest|most recent(?:ly)?|still|these days|today"
+    r"|jetzt|aktuell\w*|derzeit|momentan|inzwischen|mittlerweile|heute"
+    r"|maintenant|actuel\w*|aujourd['’]hui|désormais"
+    r"|ahora|actual(?:es|mente)?|todavía|hoy|agora|atual(?:mente)?|ainda|hoje)\b"
+    r"|现在|目前|如今|最新|現在|今は|今の|いま",
+    re.IGNORECASE,
 )
 _PAST = re.compile(
-    r"\b(?:used to|before|previous(?:ly)?|former(?:ly)?|earlier|in the past|back then|no longer)\b", re.IGNORECASE
+    r"\b(?:used to|before|previous(?:ly)?|former(?:ly)?|earlier|in the past|back then|no longer"
+    r"|original(?:ly)?|at first|initial(?:ly)?|the (?:old|first)"
+    r"|früher\w*|vorher\w*|ehemal\w*|damals|zuvor|anfangs|zuerst|ursprünglich\w*|bisher\w*"
+    r"|avant|auparavant|autrefois|ancien\w*|d['’]abord|au début"
+    r"|antes|anterior(?:mente)?|al principio|antigu[ao]s?|no começo|no início|antig[ao]s?)\b"
+    r"|以前|之前|原来|当初|最初|かつて|前は|前の|元の",
+    re.IGNORECASE,
 )
+_EVENT = re.compile(
+    r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|avait|avaient|était|étaient|a-t|ont"
+    r"|fue|fueron|era|eran|foi|foram|eram)\b[^.!]*\?"
+    r"|(?:了|过|た|たの|ましたか|ですか)[?？]",
+    re.IGNORECASE,
+)
+"""A question about what was done or decided: few prompts that stand on their own are in the past tense."""
 
 _MONTHS = {
     name: number
@@ -124,6 +167,8 @@ class Subject(Enum):
     """`my`, `we`: most memories are about who asks."""
     NAMED = auto()
     """Somebody or something with a name."""
+    EVENT = auto()
+    """Something that happened or was settled."""
     ANYTHING = auto()
     """Most often a task that stands on its own."""
 
@@ -195,8 +240,10 @@ def _dates(text: str) -> tuple[WrittenDate, ...]:
 
 
 def _subject(text: str) -> Subject:
-    if not _PERSONAL.isdisjoint(_words(_HOW_TO.sub(" ", text))):
+    if not _PERSONAL.isdisjoint(_words(_HOW_TO.sub(" ", text))) or _PERSONAL_UNSPACED.search(text):
         return Subject.AUTHOR
+    if _EVENT.search(text) or _PAST.search(text):
+        return Subject.EVENT
     return Subject.NAMED if any(map(_is_naming, _SENTENCE_END.split(text))) else Subject.ANYTHING
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
@@ -40,7 +41,9 @@ def count_tokens(text: str, vocabulary: Vocabulary = "o200k_base") -> int:
 def _counter(vocabulary: Vocabulary) -> Callable[[str], int] | None:
     if find_spec("bpe_openai") is None:
         return None
-    from bpe_openai import get_encoding  # type: ignore[import-untyped]  # ships no types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of how it opens its own files
+        from bpe_openai import get_encoding  # type: ignore[import-untyped]  # ships no types
 
     encode = get_encoding(vocabulary).encode_ordinary
     return lambda text: len(encode(text))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from extproc.context import retrieve
 from extproc.context.index import Index
 from extproc.context.retrieve import Pool, standing
+from extproc.context.steps import finish
 from extproc.memory.model import Memory
 
 from .conftest import NOON, Asking
@@ -179,7 +180,7 @@ def test_the_limit_keeps_the_best_and_of_equals_the_newest(asking: Asking, make:
     for memories in ([*equal, best], [best, *equal[::-1]]):
         index = asking.index(*memories)
         searched = retrieve._weighed([index], asking.indexer.question("milk tea"))
-        slots = retrieve._best_by_words(index, searched, [], 4, None)
+        slots = finish(retrieve._best_by_words(index, searched, [], 4, None))
         assert {index.memory(slot).id for slot in slots} == {best.id, ids[8], ids[9], ids[6]}
 
 

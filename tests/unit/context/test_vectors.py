@@ -49,3 +49,15 @@ def test_lists_find_what_was_there_and_what_came_since(monkeypatch: pytest.Monke
     vectors.append(made(10, 2))
     for slot, vector in ((5, made(400)[5]), (405, made(10, 1)[5]), (415, made(10, 2)[5])):
         assert vectors.nearest(vector, 3, None)[0] == slot
+
+
+def test_until_there_are_lists_only_the_last_of_many_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_FLAT", 100)
+    every = made(400)
+    vectors = Vectors(64)
+    vectors.append(every)
+    assert min(vectors.nearest(every[4], 400, None).tolist()) == 300
+    blocked = np.zeros(400, bool)
+    blocked[350] = True
+    assert 350 not in vectors.nearest(every[350], 400, blocked).tolist()
+    assert not blocked[0]

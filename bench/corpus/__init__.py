@@ -1,0 +1,1 @@
+"""How much of the project's own corpus the engine finds (see bench/README.md)."""
