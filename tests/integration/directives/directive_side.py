@@ -19,11 +19,14 @@ from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as rpc
 
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address, free_port
+from tests.integration.conftest import DROPIN_IDENTITY
 from tests.integration.turns import valkey_side
 from tests.integration.whole.engine_side import StubEngine, serve_engine
 from tests.unit.filter.envoy_side import request_body, request_headers, response_headers
 
 ROOT = Path(__file__).parents[3]
+IDENTITY = dict(setting.split("=", 1) for setting in DROPIN_IDENTITY[1:])
+"""As the played Envoy and dropin.yaml say who is asking."""
 
 
 def eventually(is_so: Callable[[], bool], limit_s: float = 20.0) -> float:
@@ -169,7 +172,7 @@ def running(directory: Path, *, with_service: bool = True, **settings: str) -> I
             ["filter", "--listen", str(address), "--engine", engine_address],
             f"127.0.0.1:{free_port()}",
             directory / "filter.log",
-            {**environment, **{f"IBEX_{name.upper()}": value for name, value in given.items()}},
+            {**environment, **IDENTITY, **{f"IBEX_{name.upper()}": value for name, value in given.items()}},
         )
         for process in (auth, own):
             stack.callback(process.kill)
