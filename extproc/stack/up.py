@@ -1,8 +1,9 @@
 """`extproc up`: everything on one machine, as child processes of this one.
 
-Start order: queue, trace store, auth service, gate, engine, filter, observer, provider, Envoy, each awaited until it
-answers. Stop order: the other way round, so that nothing is asked that has gone. A child that ends is reported and
-left: what Envoy does without it is what this filter is about.
+Start order: what needs nobody (queue, trace store, auth service, engine, provider), then who asks them (gate, filter,
+observer), then Envoy; each group together, and awaited until all of it answers. Stop order: the other way round, one
+after the other, so that nothing is asked that has gone. A child that ends is reported and left: what Envoy does without
+it is what this filter is about.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import typer
 
@@ -38,13 +39,34 @@ __all__ = ["Stack", "StackError", "run"]
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """For our own loopback URLs: a proxy of the environment has no business there."""
 
-_READY_LIMIT_S = 30.0
+_READY_LIMIT_S = 45.0
+"""For those that start together."""
 _STOP_LIMIT_S = 12.0
 """Above the drain of 5 s that our processes have, and what ClickHouse gives a query that runs."""
 _POLL_S = 0.05
 _AUTH_TIMEOUT_MS = "140"
 """Two calls fit into the 300 ms that Envoy waits: here the auth service shares a machine with everything else, and
 hashing a token for the first time takes most of the usual 50 ms alone."""
+
+
+class _Part(Protocol):
+    """What was started, and is perhaps not ready yet."""
+
+    @property
+    def child(self) -> Child: ...
+
+    def is_ready(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A part that is ready when this says so."""
+
+    child: Child
+    answers: Callable[[], bool]
+
+    def is_ready(self) -> bool:
+        return self.answers()
 
 
 class StackError(Exception):
@@ -202,31 +224,37 @@ def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Ev
         provider, secrets_of_envoy = _provider(front)
         certificate = _certificate(stack, gateway) if front.tls else None
         binary = envoy.find_envoy(os.environ.get("IBEX_ENVOY"))
-        auth, gate, engine, filter_, filter_admin, observer, envoy_admin = (_free_address() for _ in range(7))
+        auth, gate, engine, filter_, filter_admin, observer, envoy_admin, stand_in = (_free_address() for _ in range(8))
         endpoint = otlp or load(ProcessSettings).otlp_endpoint
         environment = {"IBEX_DATA": str(stack.state_dir)} | ({"IBEX_OTLP_ENDPOINT": endpoint} if endpoint else {})
-        _start_broker(stack, stopping)
-        _start_traces(stack, stopping)
-        _start_auth(stack, auth, environment, stopping)
-        _start_gate(stack, gate, auth, environment, stopping)
-        _start_engine(stack, engine, environment, stopping)
+        stack.provider = front.provider or f"http://{stand_in}"
+        alone = [
+            _start_broker(stack),
+            _start_traces(stack),
+            _start_auth(stack, auth, environment),
+            _start_engine(stack, engine, environment),
+            *([] if provider else [_start_stand_in(stack, stand_in)]),
+        ]
+        _wait(alone, stopping)
         directives = {"IBEX_REDIS_URL": stack.broker, "IBEX_DIRECTIVE_ADDRESS": str(auth)}
-        _start_filter(stack, filter_, filter_admin, engine, directives | environment, stopping)
-        _start_observer(stack, observer, environment, stopping)
-        stand_in = None if provider else envoy.Provider.parse(_start_stand_in(stack, stopping))
-        stack.provider = front.provider or stack.provider
+        asking = [
+            _start_gate(stack, gate, auth, environment),
+            _start_filter(stack, filter_, filter_admin, engine, directives | environment),
+            _start_observer(stack, observer, environment),
+        ]
+        _wait(asking, stopping)
         plan = envoy.Plan(
             listen=gateway,
             admin=envoy_admin,
             filters=[filter_],
             gates=[gate],
             observers=[observer],
-            provider=provider or stand_in,
+            provider=provider or envoy.Provider(stand_in),
             any_model=provider is not None,
             tls=certificate,
             collector=_collector(endpoint),
         )
-        _start_envoy(stack, binary, plan, secrets_of_envoy, stopping)
+        _wait([_start_envoy(stack, binary, plan, secrets_of_envoy)], stopping)
     except (envoy.EnvoyError, valkey.ValkeyError, OSError, ValueError) as error:
         raise StackError(str(error)) from None
 
@@ -263,14 +291,14 @@ def _free_address() -> envoy.Address:
     return envoy.Address("127.0.0.1", envoy.free_port())
 
 
-def _start_broker(stack: Stack, stopping: threading.Event) -> None:
+def _start_broker(stack: Stack) -> _Part:
     started = valkey.start(stack.state_dir)
     stack.children.append(started.child)
     stack.broker = started.url
-    _wait(started.child, started.is_ready, stopping)
+    return started
 
 
-def _start_traces(stack: Stack, stopping: threading.Event) -> None:
+def _start_traces(stack: Stack) -> _Part:
     """Behind a password: whoever reaches it could read files of ours."""
     address, password = _free_address(), secrets.token_urlsafe(24)
     password_file = _private_file(stack.state_dir / "clickhouse.password", password)
@@ -279,7 +307,7 @@ def _start_traces(stack: Stack, stopping: threading.Event) -> None:
     child = _start_child(stack, "clickhouse", ["-m", "extproc.stack.clickhouse", *command], {})
     stack.traces = f"http://default:{password}@{address}"
     _private_file(stack.state_dir / URL_FILE, stack.traces)
-    _wait(child, lambda: _get(f"http://{address}/ping") is not None, stopping)
+    return _Started(child, _answers(f"http://{address}/ping"))
 
 
 def _private_file(file: Path, text: str) -> Path:
@@ -288,20 +316,14 @@ def _private_file(file: Path, text: str) -> Path:
     return file
 
 
-def _start_auth(stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event) -> None:
+def _start_auth(stack: Stack, address: envoy.Address, environment: dict[str, str]) -> _Part:
     admin = _free_address()
     command = ["auth", "--listen", str(address), "--admin", str(admin)]
     child = _start_child(stack, "auth", ["-m", "extproc", *command], {"IBEX_REDIS_URL": stack.broker, **environment})
-    _wait(child, lambda: _get(f"http://{admin}/ready") is not None, stopping)
+    return _Started(child, _answers(f"http://{admin}/ready"))
 
 
-def _start_gate(
-    stack: Stack,
-    address: envoy.Address,
-    auth: envoy.Address,
-    environment: dict[str, str],
-    stopping: threading.Event,
-) -> None:
+def _start_gate(stack: Stack, address: envoy.Address, auth: envoy.Address, environment: dict[str, str]) -> _Part:
     admin = _free_address()
     command = ["gate", "--listen", str(address), "--admin", str(admin), "--auth", str(auth)]
     own = {
@@ -316,12 +338,10 @@ def _start_gate(
         ready = _get(f"http://{admin}/ready")
         return ready is not None and set(json.loads(ready)["dependencies"].values()) == {"ok"}
 
-    _wait(child, has_both, stopping)
+    return _Started(child, has_both)
 
 
-def _start_observer(
-    stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event
-) -> None:
+def _start_observer(stack: Stack, address: envoy.Address, environment: dict[str, str]) -> _Part:
     admin = _free_address()
     places = {"IBEX_STATE_DIR": str(stack.state_dir), "IBEX_BROKER_URL": stack.broker}
     # Envoy is stopped before it, so nobody needs a notice.
@@ -329,25 +349,20 @@ def _start_observer(
     command = ["observer", "--listen", str(address), "--admin", str(admin)]
     child = _start_child(stack, "observer", ["-m", "extproc", *command], own)
     stack.observer_admin = f"http://{admin}"
-    _wait(child, lambda: _get(f"http://{admin}/ready") is not None, stopping)
+    return _Started(child, _answers(f"http://{admin}/ready"))
 
 
-def _start_engine(stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event) -> None:
+def _start_engine(stack: Stack, address: envoy.Address, environment: dict[str, str]) -> _Part:
     admin = _free_address()
     own = {"IBEX_NONCE_KEY": stack.demo.nonce_key, **environment}
     command = ["engine", "--listen", str(address), "--admin", str(admin)]
     child = _start_child(stack, "engine", ["-m", "extproc", *command], own)
-    _wait(child, lambda: _get(f"http://{admin}/ready") is not None, stopping)
+    return _Started(child, _answers(f"http://{admin}/ready"))
 
 
 def _start_filter(
-    stack: Stack,
-    address: envoy.Address,
-    admin: envoy.Address,
-    engine: envoy.Address,
-    environment: dict[str, str],
-    stopping: threading.Event,
-) -> None:
+    stack: Stack, address: envoy.Address, admin: envoy.Address, engine: envoy.Address, environment: dict[str, str]
+) -> _Part:
     command = ["filter", "--listen", str(address), "--admin", str(admin), "--engine", str(engine)]
     child = _start_child(stack, "filter", ["-m", "extproc", *command], environment)
     stack.admin = f"http://{admin}"
@@ -356,28 +371,22 @@ def _start_filter(
         ready = _get(f"http://{admin}/ready")
         return ready is not None and json.loads(ready)["dependencies"]["engine"] == "ok"
 
-    _wait(child, has_engine, stopping)
+    return _Started(child, has_engine)
 
 
-def _start_stand_in(stack: Stack, stopping: threading.Event) -> str:
-    """Its URL."""
-    address = _free_address()
+def _start_stand_in(stack: Stack, address: envoy.Address) -> _Part:
     child = _start_child(stack, "provider", ["-m", "extproc.stack.provider", "--listen", str(address)], {})
-    stack.provider = f"http://{address}"
-    _wait(child, lambda: _get(f"{stack.provider}/received") is not None, stopping)
-    return stack.provider
+    return _Started(child, _answers(f"http://{address}/received"))
 
 
-def _start_envoy(
-    stack: Stack, binary: Path, plan: envoy.Plan, environment: dict[str, str], stopping: threading.Event
-) -> None:
+def _start_envoy(stack: Stack, binary: Path, plan: envoy.Plan, environment: dict[str, str]) -> _Part:
     config = envoy.render(envoy.load(envoy.shipped("envoy.yaml")), plan)
     file = envoy.write(config, stack.state_dir / "envoy.rendered.yaml")
     running = envoy.start(binary, file, plan.admin, state_dir=stack.state_dir, environment=environment)
     child = Child("envoy", running.process, running.log_file)
     stack.children.append(child)
     stack.gateway, stack.envoy_admin = f"http{'s' if plan.tls else ''}://{plan.listen}", f"http://{plan.admin}"
-    _wait(child, lambda: _get(f"{stack.envoy_admin}/ready") is not None, stopping)
+    return _Started(child, _answers(f"{stack.envoy_admin}/ready"))
 
 
 def _start_child(stack: Stack, name: str, arguments: list[str], environment: dict[str, str]) -> Child:
@@ -386,16 +395,23 @@ def _start_child(stack: Stack, name: str, arguments: list[str], environment: dic
     return child
 
 
-def _wait(child: Child, is_ready: Callable[[], bool], stopping: threading.Event) -> None:
-    """Until it answers, ends, takes too long, or somebody wants us to stop."""
+def _wait(parts: Sequence[_Part], stopping: threading.Event) -> None:
+    """Until all of them answer, one ends, one takes too long, or somebody wants us to stop."""
     deadline = time.monotonic() + _READY_LIMIT_S
-    while not stopping.is_set() and not is_ready():
-        if child.has_ended():
-            code = child.process.returncode
-            raise StackError(f"{child.name} ended at once with code {code}; its last words:\n{child.log_end()}")
+    waiting = list(parts)
+    while not stopping.is_set() and (waiting := [part for part in waiting if not part.is_ready()]):
+        for child in (part.child for part in waiting):
+            if child.has_ended():
+                code = child.process.returncode
+                raise StackError(f"{child.name} ended at once with code {code}; its last words:\n{child.log_end()}")
         if time.monotonic() > deadline:
-            raise StackError(f"{child.name} did not answer within {_READY_LIMIT_S:.0f} s; see {child.log_file}")
+            slow = waiting[0].child
+            raise StackError(f"{slow.name} did not answer within {_READY_LIMIT_S:.0f} s; see {slow.log_file}")
         stopping.wait(_POLL_S)
+
+
+def _answers(url: str) -> Callable[[], bool]:
+    return lambda: _get(url) is not None
 
 
 def _get(url: str) -> bytes | None:

@@ -19,11 +19,14 @@ from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as rpc
 
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address, free_port
+from tests.integration.conftest import DROPIN_IDENTITY
 from tests.integration.turns import valkey_side
 from tests.integration.whole.engine_side import StubEngine, serve_engine
 from tests.unit.filter.envoy_side import request_body, request_headers, response_headers
 
 ROOT = Path(__file__).parents[3]
+IDENTITY = dict(setting.split("=", 1) for setting in DROPIN_IDENTITY[1:])
+"""As the played Envoy and dropin.yaml say who is asking."""
 
 
 def eventually(is_so: Callable[[], bool], limit_s: float = 20.0) -> float:
@@ -46,6 +49,10 @@ class Process:
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
+        self.launch()
+        self.await_up()
+
+    def launch(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "extproc", *self.command, "--admin", self.admin],
@@ -55,7 +62,9 @@ class Process:
                 env=self.environment,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
-        eventually(self._is_up)
+
+    def await_up(self) -> None:
+        eventually(self._is_up, 40)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -169,11 +178,13 @@ def running(directory: Path, *, with_service: bool = True, **settings: str) -> I
             ["filter", "--listen", str(address), "--engine", engine_address],
             f"127.0.0.1:{free_port()}",
             directory / "filter.log",
-            {**environment, **{f"IBEX_{name.upper()}": value for name, value in given.items()}},
+            {**environment, **IDENTITY, **{f"IBEX_{name.upper()}": value for name, value in given.items()}},
         )
         for process in (auth, own):
             stack.callback(process.kill)
-            process.start()
+            process.launch()
+        for process in (auth, own):
+            process.await_up()
         channel = stack.enter_context(grpc.insecure_channel(str(address)))
         side = Side(redis, auth, own, address, engine, data, environment, rpc.ExternalProcessorStub(channel))
         if given.get("redis_url", redis.url):

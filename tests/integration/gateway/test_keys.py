@@ -84,18 +84,21 @@ class TestFromTheEnvironment:
 
     @pytest.mark.parametrize("provider", EXPECTED)
     def test_a_clients_own_credentials_never_pass(
-        self, gateway: Running, tls_provider: TlsProvider, provider: str
+        self, gateway: Running, tls_provider: TlsProvider, provider: str, observed: tuple[Processor, Address]
     ) -> None:
         """The token, wherever it is taken from, and what the gate does not look at."""
         theirs = dict.fromkeys(("x-api-key", "x-goog-api-key", "api-key"), TOKEN)
         theirs |= dict.fromkeys(("proxy-authorization", "cookie"), "theirs") | AUTHORIZED
-        query = "?key=theirs&alt=json&k%65y=theirs&access_token=theirs&key=theirs"
+        query = "?key=theirs&alt=json&k%65y=theirs&Access_Token=theirs&+key=theirs&a=%69bex_pat_theirs&key=theirs"
         assert ask(gateway, provider, query, headers=theirs).status_code == 200
         assert credentials(tls_provider.stand_in) == EXPECTED[provider]
         received = tls_provider.stand_in.last()
         assert received.path.partition("?")[2] == "alt=json"
         assert "theirs" not in str(received.headers)
         assert TOKEN not in str(received)
+        recorder = observed[0]
+        assert eventually(lambda: [one for one in recorder.streams if "response_headers" in one.kinds])
+        assert "theirs" not in str([stream.messages for stream in recorder.streams])
 
     def test_other_parameters_keep_their_values(self, gateway: Running, tls_provider: TlsProvider) -> None:
         assert ask(gateway, "openai", "?a=%26%3D%20%2B&b=c%2Fd&key=x&monkey=1").status_code == 200

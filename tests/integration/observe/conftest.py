@@ -151,8 +151,11 @@ def shared_watched(
 
 
 def trusting(config: envoy.Node) -> None:
-    """On a busy machine a healthy observer may miss a health check, and a stream would pass unobserved."""
-    envoy._cluster(config, envoy.OBSERVER_CLUSTER)["health_checks"][0]["unhealthy_threshold"] = 100
+    """On a busy machine a healthy observer may miss a health check or a ping, and a stream would pass unobserved."""
+    cluster = envoy._cluster(config, envoy.OBSERVER_CLUSTER)
+    cluster["health_checks"][0]["unhealthy_threshold"] = 100
+    (options,) = cluster["typed_extension_protocol_options"].values()
+    options["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]["timeout"] = "20s"
 
 
 @pytest.fixture

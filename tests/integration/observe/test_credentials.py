@@ -63,7 +63,7 @@ def test_the_observer_is_shown_no_credential(
             response = client.post(path, json=body, headers=headers)
             assert response.status_code == 200
             assert response.headers["set-cookie"] == "session=1"
-            has_passed = {name for name, value in provider.last().headers if value == SECRET}
+            has_passed = {name for name, value in provider.last().headers if SECRET in value}
             assert has_passed == (set() if file == "envoy.yaml" else set(CARRIERS))  # the gateway has keys of its own
             for _ in range(200):
                 if any("response_body" in stream.kinds for stream in recorder[0].streams):
