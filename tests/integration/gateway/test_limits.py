@@ -63,6 +63,25 @@ class TestHeaders:
         assert provider.last().names & {"x_ibex_org_id", "x_api_key", "x-fine"} == {"x-fine"}
 
 
+class TestQuery:
+    """Without a token: this is read in front of the gate, by one thread for many connections."""
+
+    @pytest.mark.parametrize("space", ["+", "%20", "%09", "%2B", "&", "=", "k%65y%20"])
+    @pytest.mark.parametrize("end", ["", "b", "=b"])
+    def test_58_kb_cost_little_whatever_they_hold(self, shared: Running, space: str, end: str) -> None:
+        query = "a" + space * (58_000 // len(space)) + end
+        before = shared.cpu_s()
+        assert raw(shared.plan.listen, request_bytes("GET", f"/v1/models?{query}", {}))[0] == 401
+        assert shared.cpu_s() - before < 2, "16 s were seen where each byte is compared with each"
+
+    @pytest.mark.parametrize("name", ["$key", "oauth_token", "$oauth_token", "userProject", "%24userProject", "+key+"])
+    def test_no_google_parameter_names_a_credential_or_who_pays(
+        self, shared: Running, provider: StandIn, name: str
+    ) -> None:
+        assert shared.chat(path=f"/v1/chat/completions?a=1&{name}=theirs&alt=sse").status_code == 200
+        assert provider.last().path == "/v1/chat/completions?a=1&alt=sse"
+
+
 class TestOverload:
     def test_a_full_heap_is_a_503(self, envoy_binary: Path, tmp_path: Path, provider: StandIn) -> None:
         def shrink(config: envoy.Node) -> None:
