@@ -16,7 +16,7 @@ import yaml
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address, Plan
-from tests.integration.conftest import trust_gate
+from tests.integration.conftest import open_selfhosted, trust_gate
 from tests.integration.http_side import AUTHORIZED
 
 T = TypeVar("T")
@@ -103,6 +103,7 @@ def as_shipped_to(
     """Other addresses and another authority; TLS, names, keys, protocols and limits stay those of the file."""
 
     def redirect(config: envoy.Node) -> None:
+        open_selfhosted(config)
         for cluster in provider_clusters(config):
             is_plain = "transport_socket" not in cluster
             envoy.set_cluster(config, cluster["name"], [selfhosted or provider if is_plain else provider])

@@ -15,7 +15,15 @@ from extproc.stack import envoy
 from extproc.stack.envoy import Provider
 from tests.integration.conftest import StandIn
 from tests.integration.gateway.gateway_side import Running, eventually, fitting, running
-from tests.integration.http_side import AUTHORIZED, CONTEXT_HEADERS, NOT_ASKED, context, raw, request_bytes
+from tests.integration.http_side import (
+    AUTHORIZED,
+    CONTEXT_HEADERS,
+    NOT_ASKED,
+    check_envelope,
+    context,
+    raw,
+    request_bytes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +79,16 @@ class TestQuery:
     def test_58_kb_cost_little_whatever_they_hold(self, shared: Running, space: str, end: str) -> None:
         query = "a" + space * (58_000 // len(space)) + end
         before = shared.cpu_s()
-        assert raw(shared.plan.listen, request_bytes("GET", f"/v1/models?{query}", {}))[0] == 401
+        assert raw(shared.plan.listen, request_bytes("GET", f"/v1/models?{query}", {}))[0] == 414
         assert shared.cpu_s() - before < 2, "16 s were seen where each byte is compared with each"
+
+    def test_a_path_of_2048_bytes_passes_and_no_longer_one(self, shared: Running, provider: StandIn) -> None:
+        """The memory filter takes a longer one for no chat."""
+        path = "/v1/chat/completions?a="
+        path += "x" * (2048 - len(path))
+        assert shared.chat(path=path).status_code == 200
+        check_envelope(shared.chat(path=path + "x"), 414, "VALIDATION_ERROR")
+        assert len(provider.received()) == 1
 
     @pytest.mark.parametrize("name", ["$key", "oauth_token", "$oauth_token", "userProject", "%24userProject", "+key+"])
     def test_no_google_parameter_names_a_credential_or_who_pays(
