@@ -26,6 +26,14 @@ from tests.integration.http_side import (
 )
 
 
+NOT_THEIRS = """
+openai-organization openai-project x-goog-user-project x-http-method-override x-http-method x-method-override
+x-forwarded-for x-forwarded-host x-forwarded-port x-real-ip x-client-ip x-cluster-client-ip true-client-ip
+cf-connecting-ip fastly-client-ip forwarded via referer
+""".split()
+"""A client's headers that no provider is to see."""
+
+
 @pytest.fixture(scope="module")
 def shared(
     envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
@@ -70,6 +78,42 @@ class TestHeaders:
         assert shared.chat(headers=theirs).status_code == 200
         assert provider.last().names & {"x_ibex_org_id", "x_api_key", "x-fine"} == {"x-fine"}
 
+    def test_none_says_who_pays_which_method_or_where_the_client_is(self, shared: Running, provider: StandIn) -> None:
+        theirs = dict.fromkeys(NOT_THEIRS, "203.0.113.7")
+        kept = {"openai-beta": "assistants=v2", "anthropic-beta": "context-1m", "user-agent": "official"}
+        assert shared.chat(headers=theirs | kept).status_code == 200
+        assert not provider.last().names & set(theirs)
+        assert kept.items() <= dict(provider.last().headers).items()
+        assert "203.0.113.7" not in str(provider.last())
+
+
+class TestNotForThisGateway:
+    @pytest.mark.parametrize(
+        ("headers", "word"),
+        [
+            ({"connection": "upgrade", "upgrade": "websocket"}, "WebSocket"),
+            ({"connection": "upgrade", "upgrade": "anything"}, "upgrade"),
+            ({"transfer-encoding": "xchunked"}, "transfer-encoding"),
+        ],
+    )
+    def test_the_answer_says_what(self, shared: Running, provider: StandIn, headers: dict[str, str], word: str) -> None:
+        lines = [f"{name}: {value}" for name, value in (headers | AUTHORIZED).items()]
+        sent = "\r\n".join(["GET /v1/realtime HTTP/1.1", "host: x", *lines, "", ""])
+        status, answered, body = raw(shared.plan.listen, sent.encode())
+        assert (status, json.loads(body)["error"]["code"]) == (400, "VALIDATION_ERROR")
+        assert word in json.loads(body)["error"]["message"]
+        assert all(name in answered for name in CONTEXT_HEADERS)
+        assert provider.received() == []
+
+    @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+    def test_as_shipped_no_model_leads_to_what_listens_on_this_machine(
+        self, shared: Running, provider: StandIn, path: str
+    ) -> None:
+        check_envelope(shared.chat("owner/name", path), 501, "PROVIDER_NOT_CONFIGURED")
+        assert provider.received() == []
+        response = shared.chat("owner/name", "/v1/embeddings")
+        assert shared.access_log(response.headers["x-request-id"])["cluster"] == "provider_openai"
+
 
 class TestQuery:
     """Without a token: this is read in front of the gate, by one thread for many connections."""
@@ -99,6 +143,18 @@ class TestQuery:
 
 
 class TestOverload:
+    def test_a_connection_without_a_request_ends(self, envoy_binary: Path, tmp_path: Path) -> None:
+        def hurry(config: envoy.Node) -> None:
+            (manager,) = envoy._http_managers(config)
+            assert manager["common_http_protocol_options"]["idle_timeout"] == "75s"
+            manager["common_http_protocol_options"]["idle_timeout"] = "0.5s"
+
+        with (
+            running(envoy_binary, tmp_path, fitting(), change=hurry) as gateway,
+            socket.create_connection(gateway.plan.listen, timeout=30) as connection,
+        ):
+            assert connection.recv(1) == b""
+
     def test_a_full_heap_is_a_503(self, envoy_binary: Path, tmp_path: Path, provider: StandIn) -> None:
         def shrink(config: envoy.Node) -> None:
             (heap, _) = config["overload_manager"]["resource_monitors"]
