@@ -25,12 +25,26 @@ from tests.integration.http_side import (
     request_bytes,
 )
 
-
-NOT_THEIRS = """
-openai-organization openai-project x-goog-user-project x-http-method-override x-http-method x-method-override
-x-forwarded-for x-forwarded-host x-forwarded-port x-real-ip x-client-ip x-cluster-client-ip true-client-ip
-cf-connecting-ip fastly-client-ip forwarded via referer
-""".split()
+NOT_THEIRS = (
+    "openai-organization",
+    "openai-project",
+    "x-goog-user-project",
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "forwarded",
+    "via",
+    "referer",
+)
 """A client's headers that no provider is to see."""
 
 
