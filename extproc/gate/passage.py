@@ -67,7 +67,8 @@ REQUEST_HEADERS: Final = frozenset((*CREDENTIAL_HEADERS, AGENT_HEADER, USER_HEAD
 """What a passage and its report read of a request's headers; Envoy need not send others."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
-_USER = re.compile(r"[!-~]{1,128}")
+_USER = re.compile(r"(?!.*ibex_pat_)[!-~]{1,128}")
+"""Without a token: a user's id is stored, and shown to operators."""
 
 _UNCOUNTED = msgspec.structs.replace(DEGRADED, retry_after_s=5)
 """Contract, case 4.6."""

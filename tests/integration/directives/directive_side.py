@@ -49,6 +49,10 @@ class Process:
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
+        self.launch()
+        self.await_up()
+
+    def launch(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "extproc", *self.command, "--admin", self.admin],
@@ -58,7 +62,9 @@ class Process:
                 env=self.environment,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
-        eventually(self._is_up)
+
+    def await_up(self) -> None:
+        eventually(self._is_up, 40)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -176,7 +182,9 @@ def running(directory: Path, *, with_service: bool = True, **settings: str) -> I
         )
         for process in (auth, own):
             stack.callback(process.kill)
-            process.start()
+            process.launch()
+        for process in (auth, own):
+            process.await_up()
         channel = stack.enter_context(grpc.insecure_channel(str(address)))
         side = Side(redis, auth, own, address, engine, data, environment, rpc.ExternalProcessorStub(channel))
         if given.get("redis_url", redis.url):

@@ -21,7 +21,7 @@ import httpx2
 from extproc.stack import envoy
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address
-from tests.integration.conftest import AGENT, ORG, answers
+from tests.integration.conftest import AGENT, DROPIN_IDENTITY, ORG, answers
 from tests.integration.observe.transcript_provider import Provider, Script, provide
 from tests.integration.turns import clickhouse_side, postgres_side, valkey_side
 
@@ -178,6 +178,7 @@ def chain(binary: Path, directory: Path, postgres: postgres_side.Database, obser
             "IBEX_DATABASE_URL": postgres.url,
             "IBEX_BROKER_URL": valkey.url,
             "IBEX_CLICKHOUSE_URL": clickhouse.url,
+            **dict(setting.split("=", 1) for setting in DROPIN_IDENTITY[1:]),
         }
         started = [Observer(directory, settings) for _ in range(observers)]
         proxy = _envoy(binary, directory, [each.address for each in started], provider)
@@ -197,7 +198,7 @@ def chain(binary: Path, directory: Path, postgres: postgres_side.Database, obser
 
 
 def _envoy(binary: Path, directory: Path, observers: list[Address], provider: Provider) -> envoy.Envoy:
-    """Without a context filter: what is drilled here comes after the answer."""
+    """Without a gate and a context filter: what is drilled here comes after the answer."""
     plan = envoy.Plan(
         listen=Address("127.0.0.1", envoy.free_port()),
         admin=Address("127.0.0.1", envoy.free_port()),
@@ -207,6 +208,18 @@ def _envoy(binary: Path, directory: Path, observers: list[Address], provider: Pr
         org_id=ORG,
         agent_id=AGENT,
     )
-    config = envoy.render(envoy.load(envoy.shipped("envoy.yaml")), plan)
+    config = envoy.render(envoy.load(envoy.shipped("dropin.yaml")), plan)
+    _be_patient(config)
     file = envoy.write(config, directory / "envoy.yaml")
     return envoy.start(binary, file, plan.admin, state_dir=directory)
+
+
+def _be_patient(config: envoy.Node) -> None:
+    """A busy machine's observer may be late with a ping or a check, and then streams would pass unobserved.
+
+    One that was killed, or says that it is leaving, is found out as fast as ever.
+    """
+    cluster = envoy._cluster(config, envoy.OBSERVER_CLUSTER)
+    cluster["health_checks"][0]["timeout"] = "10s"
+    (options,) = cluster["typed_extension_protocol_options"].values()
+    options["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]["timeout"] = "20s"

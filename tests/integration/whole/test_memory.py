@@ -231,5 +231,5 @@ def test_it_describes_itself(stack: Stack) -> None:
     assert set(described["pids"]) >= {"envoy", "gate", "auth", "filter", "engine", "provider"}
     assert described["token"].startswith("ibex_pat_")
     ready = httpx2.get(f"{described['admin']}/ready").json()
-    assert ready["dependencies"] == {"engine": "ok"}
+    assert ready["dependencies"] == dict.fromkeys(("engine", "directives", "redis"), "ok")
     assert "ibex_extproc_requests_total" in httpx2.get(f"{described['admin']}/metrics").text

@@ -151,7 +151,7 @@ def test_a_made_up_agent_is_not_repeated_as_known() -> None:
     assert (effect.org_id, effect.agent_id) == (ORG, "")
 
 
-@pytest.mark.parametrize("user", ["", " ", "x" * 129, "a b", "u1, u2", "é", "a\x00", "�"])
+@pytest.mark.parametrize("user", ["", " ", "ibex_pat_x", "u-ibex_pat_x", "x" * 129, "a b", "u1, u2", "é", "a\x00", "�"])
 def test_a_malformed_user_is_a_400(user: str) -> None:
     effect = run(arrived(x_ibex_user_id=user), TokenChecked(CLAIMS))
     assert isinstance(effect, Deny)
