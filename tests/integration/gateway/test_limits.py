@@ -107,7 +107,7 @@ class TestNotForThisGateway:
         [
             ({"connection": "upgrade", "upgrade": "websocket"}, "WebSocket"),
             ({"connection": "upgrade", "upgrade": "anything"}, "upgrade"),
-            ({"transfer-encoding": "xchunked"}, "transfer-encoding"),
+            ({"transfer-encoding": "xchunked"}, "valid HTTP"),
         ],
     )
     def test_the_answer_says_what(self, shared: Running, provider: StandIn, headers: dict[str, str], word: str) -> None:
