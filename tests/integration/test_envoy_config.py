@@ -284,8 +284,9 @@ class TestBodies:
 
     def test_an_upload_may_be_larger_than_the_limit(self, gateway: Gateway, provider: StandIn) -> None:
         body = b"x" * (LIMIT + MIB)
-        response = gateway.post("/v1/files", content=body, headers={"content-type": "application/octet-stream"})
-        assert response.status_code == 404  # the stand-in keeps no files
+        headers = {"content-type": "application/octet-stream"}
+        response = gateway.post("/v1/audio/transcriptions", content=body, headers=headers)
+        assert response.status_code == 404  # the stand-in hears nothing
         assert len(provider.last().body) == len(body)
 
     def test_a_stream_arrives_as_it_is_made(self, either: Gateway) -> None:

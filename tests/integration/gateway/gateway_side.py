@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
+import psutil
 import yaml
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address, Plan
-from tests.integration.conftest import trust_gate
+from tests.integration.conftest import open_selfhosted, trust_gate
 from tests.integration.http_side import AUTHORIZED
 
 T = TypeVar("T")
@@ -42,6 +43,11 @@ class Running:
         """A counter or gauge; 0 while Envoy has no such thing."""
         text = httpx2.get(f"http://{self.plan.admin}/stats", params={"filter": f"^{name}$"}).text
         return int(text.rpartition(":")[2] or "0")
+
+    def cpu_s(self) -> float:
+        """Processor time of Envoy so far: other processes of a busy machine are not in it."""
+        times = psutil.Process(self.envoy.process.pid).cpu_times()
+        return times.user + times.system
 
     def access_log(self, request_id: str) -> dict[str, Any]:
         """The line of a request; waits for it, 5 s at most."""
@@ -97,6 +103,7 @@ def as_shipped_to(
     """Other addresses and another authority; TLS, names, keys, protocols and limits stay those of the file."""
 
     def redirect(config: envoy.Node) -> None:
+        open_selfhosted(config)
         for cluster in provider_clusters(config):
             is_plain = "transport_socket" not in cluster
             envoy.set_cluster(config, cluster["name"], [selfhosted or provider if is_plain else provider])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,11 @@ def remember(state: Path, org: str, text: str, user: str = "ada") -> None:
     subprocess.run(command, capture_output=True, timeout=30, check=True)
 
 
-@pytest.fixture(scope="module")
-def shared_team(
-    envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
+@contextmanager
+def open_team(
+    envoy_binary: Path, provider_process: StandIn, directory: Path, identity: dict[str, str]
 ) -> Iterator[Team]:
-    state, directory = tmp_path_factory.mktemp("state"), tmp_path_factory.mktemp("jwt")
+    state = directory / "state"
     issuer = Issuer()
     (directory / "jwks.json").write_text(json.dumps(issuer.jwks()))
     remember(state, ORG_A, MEMORY)
@@ -109,7 +110,7 @@ def shared_team(
         extproc = [sys.executable, "-m", "extproc"]
         command = [*extproc, "engine", "--listen", str(engine), "--admin", str(engine_admin), "--data", str(state)]
         stack.enter_context(process_running(command, answers(f"http://{engine_admin}/ready")))
-        settings = ["env", *(f"{name}={value}" for name, value in IDENTITY.items()), "IBEX_BUDGET_MS=900"]
+        settings = ["env", *(f"{name}={value}" for name, value in identity.items()), "IBEX_BUDGET_MS=900"]
         command = [*settings, *extproc, "filter", "--listen", str(filter_), "--admin", str(filter_admin)]
         command += ["--engine", str(engine)]
         stack.enter_context(process_running(command, answers(f"http://{filter_admin}/ready")))
@@ -120,15 +121,41 @@ def shared_team(
         yield Team(gateway.client, issuer, provider_process)
 
 
+@pytest.fixture(scope="module")
+def shared_team(
+    envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Team]:
+    with open_team(envoy_binary, provider_process, tmp_path_factory.mktemp("jwt"), IDENTITY) as one:
+        yield one
+
+
 @pytest.fixture
 def team(shared_team: Team) -> Team:
-    """Its namespace is loaded: the first request for one may come back without."""
+    assert is_told(shared_team), "no memory for the right claims"
+    return shared_team
+
+
+def is_told(team: Team, headers: dict[str, str] | None = None, **claims: Any) -> bool:
+    """The first request for a namespace may come back without memory, because it is being loaded: it asks for 5 s."""
     for _ in range(50):
-        shared_team.ask(shared_team.issuer.token())
-        if shared_team.was_told():
-            return shared_team
+        team.ask(team.issuer.token(**claims), headers)
+        if team.was_told():
+            return True
         time.sleep(0.1)
-    raise AssertionError("no memory for the right claims")
+    return False
+
+
+def test_with_the_line_that_the_file_names_clients_choose_the_agent(
+    envoy_binary: Path, provider_process: StandIn, tmp_path: Path
+) -> None:
+    (line,) = re.findall(r"IBEX_IDENTITY_AGENT=(header:[a-z-]+)", envoy.shipped("dropin-jwt.yaml").read_text())
+    identity = IDENTITY | {"IBEX_IDENTITY_AGENT": line}
+    with open_team(envoy_binary, provider_process, tmp_path, identity) as team:
+        theirs = {"x-ibex-agent-id": AGENT}
+        assert is_told(team, theirs, agent_id=None)
+        for headers, claims in ((theirs, {"org_id": ORG_B}), ({"x-ibex-agent-id": str(uuid.uuid4())}, {}), ({}, {})):
+            team.ask(team.issuer.token(**claims), headers)
+            assert not team.was_told()
 
 
 class TestAllowed:

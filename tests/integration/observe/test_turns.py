@@ -175,7 +175,9 @@ def test_turns_of_one_session_share_its_row_and_users_do_not(watching: Watched) 
 def test_what_is_no_chat_is_not_observed(watching: Watched) -> None:
     watching.answer_with(b"{}", content_type="application/json")
     before = len(watching.turns())
-    watching.gateway.post("/v1/files", content=b"x" * 100_000, headers={"content-type": "application/octet-stream"})
+    watching.gateway.post(
+        "/v1/audio/translations", content=b"x" * 100_000, headers={"content-type": "application/octet"}
+    )
     watching.gateway.client.get("/v1/models")
     watching.answer_with(*STREAM)
     last = ask(watching.gateway)
