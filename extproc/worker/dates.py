@@ -79,23 +79,25 @@ def _any(words: dict[str, int]) -> str:
     return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
-_FULL_MONTH = "|".join(sorted((name for name in _MONTHS if len(name) > 3 or name in {"mai"}), key=len, reverse=True))
+_FULL_MONTH = "|".join(sorted((name for name in _MONTHS if len(name) > 3 or name == "mai"), key=len, reverse=True))
 _PATTERN: Final = re.compile(
     rf"""\b(?:
       (?P<iso>(?:19|20)\d\d-[01]\d-[0-3]\d)
     | (?P<day_word>{_any(_DAYS)})
-    | (?P<which>last|this\ past|this\ coming|this|next|on|since|by|until|till|before|every|am|nächsten|letzten|el)\ 
+    | (?P<which>last|this[ ]past|this[ ]coming|this|next|on|since|by|until|till|before|every|am|nächsten|letzten|el)[ ]
       (?P<weekday>{_any(_WEEKDAYS)})s?
-    | (?P<ordinal>\d{{1,2}})(?:st|nd|rd|th|\.)?\ (?:of\ |de\ )?(?P<dm_month>{_any(_MONTHS)})\b\.?(?:,?\ (?P<dm_year>(?:19|20)\d\d))?
-    | (?P<md_month>{_any(_MONTHS)})\b\.?\ (?P<md_day>\d{{1,2}})(?:st|nd|rd|th)?(?!\d|:\d|\ ?[ap]m)(?:,?\ (?P<md_year>(?:19|20)\d\d))?
-    | (?P<fr_weekday>lundi|mardi|mercredi|jeudi|vendredi|samedi|dimanche)\ (?P<fr>prochain|dernier)
-    | (?P<month_which>last|this|next|in|since|until|im|en|seit|desde|depuis|early|late|mid)\ 
-      (?P<month>{_FULL_MONTH}|may)\b(?:,?\ (?:of\ )?(?P<month_year>(?:19|20)\d\d))?
-    | (?P<period_which>last|this|next)\ (?P<period>week|month|year|weekend|spring|summer|autumn|fall|winter)
-    | (?P<period_de>nächste[nrs]?|letzte[nrs]?)\ (?P<unit_de>Woche|Monat|Jahr)
-    | (?P<ago>\d{{1,3}}|{_any(_NUMBERS)})\ (?P<ago_unit>day|week|month|year)s?\ ago
-    | in\ (?P<ahead>\d{{1,3}}|{_any(_NUMBERS)})\ (?P<ahead_unit>day|week|month|year)s?\b(?!\ of)
-    | (?P<year_which>in|since)\ (?P<year>(?:19|20)\d\d)(?![\d,.-]\d)
+    | (?P<ordinal>\d{{1,2}})(?:st|nd|rd|th|\.)?[ ](?:of[ ]|de[ ])?(?P<dm_month>{_any(_MONTHS)})\b\.?
+      (?:,?[ ](?P<dm_year>(?:19|20)\d\d))?
+    | (?P<md_month>{_any(_MONTHS)})\b\.?[ ](?P<md_day>\d{{1,2}})(?:st|nd|rd|th)?(?!\d|:\d|[ ]?[ap]m)
+      (?:,?[ ](?P<md_year>(?:19|20)\d\d))?
+    | (?P<fr_weekday>lundi|mardi|mercredi|jeudi|vendredi|samedi|dimanche)[ ](?P<fr>prochain|dernier)
+    | (?P<month_which>last|this|next|in|since|until|im|en|seit|desde|depuis|early|late|mid)[ ]
+      (?P<month>{_FULL_MONTH}|may)\b(?:,?[ ](?:of[ ])?(?P<month_year>(?:19|20)\d\d))?
+    | (?P<period_which>last|this|next)[ ](?P<period>week|month|year|weekend|spring|summer|autumn|fall|winter)
+    | (?P<period_de>nächste[nrs]?|letzte[nrs]?)[ ](?P<unit_de>Woche|Monat|Jahr)
+    | (?P<ago>\d{{1,3}}|{_any(_NUMBERS)})[ ](?P<ago_unit>day|week|month|year)s?[ ]ago
+    | in[ ](?P<ahead>\d{{1,3}}|{_any(_NUMBERS)})[ ](?P<ahead_unit>day|week|month|year)s?\b(?![ ]of)
+    | (?P<year_which>in|since)[ ](?P<year>(?:19|20)\d\d)(?![\d,.-]\d)
     )\b""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -169,7 +171,7 @@ def find_dates(text: str, said: date, *, is_past: bool | None = None) -> list[Da
 
 
 def _candidates(text: str) -> Iterator[re.Match[str]]:
-    """Matches of the pattern that do not overlap, tried only around words that a date has: 20 times as fast as a search."""
+    """Matches of the pattern that do not overlap, tried only around words that a date has."""
     starts: deque[int] = deque(maxlen=4)
     done = 0
     for word in _WORD.finditer(text):
@@ -211,7 +213,7 @@ def _reads_past(before: str) -> bool:
     return _PAST.search(before) is not None
 
 
-def _resolve(match: re.Match[str], said: date, is_past: bool) -> tuple[date, date] | None:  # noqa: FBT001, PLR0911
+def _resolve(match: re.Match[str], said: date, is_past: bool) -> tuple[date, date] | None:  # noqa: FBT001
     if match["iso"]:
         return _day(date.fromisoformat(match["iso"]))
     if word := match["day_word"]:
@@ -283,7 +285,7 @@ def _month(which: str, month: int, year: str | None, said: date, is_past: bool) 
     elif which == "this":
         chosen = said.year
     else:
-        chosen = said.year if month >= said.month and which != "next" or month > said.month else said.year + 1
+        chosen = said.year if (month >= said.month and which != "next") or month > said.month else said.year + 1
     return date(chosen, month, 1), _last_of_month(chosen, month)
 
 
