@@ -39,7 +39,7 @@ class ExpectedFact:
             and words(self.subject) <= words(fact.subject)
             and (self.subject != "user" or fact.subject == "user")
             and words(self.value) <= words(said)
-            and len(words(fact.value)) <= 2 * len(words(self.value)) + 4
+            and len(words(fact.value)) <= 2 * len(words(self.value)) + 8
         )
 
     def is_dated_by(self, fact: Extracted) -> bool:

@@ -12,7 +12,7 @@ from extproc.worker.prose import QUOTE_MARK, is_question, without_quotations
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["RELATIONS", "Clause", "clauses", "ends_own_words", "is_in_earnest", "is_text_work", "spelled_out"]
+__all__ = ["RELATIONS", "Clause", "clauses", "ends_own_words", "gives_reason", "is_in_earnest", "is_text_work", "spelled_out"]
 
 _LONGEST = 400
 """Characters of a sentence that states a fact."""
@@ -71,7 +71,7 @@ _LEAD = re.compile(
 _COLON = re.compile(r":(?=\s|$)")
 _BREAK = re.compile(
     r"\s*;\s*|\s+[–—-]\s+|[,.!]?\s+(?:and|but|so|because|while|although|though|whereas|since|und|aber|et|mais|y|pero)\s+"
-    r"(?=(?:i|we|my|our|please|never|always|call|do|he|she|they|it|ich|wir|mein|meine|je|nous|mon|ma|the)\b|j'|soy|vivo)"
+    r"(?=(?:i|we|my|our|please|never|always|call|do|he|she|they|it|ich|wir|mein|meine|je|nous|mon|ma|the)\b|j'|(?:soy|vivo|trabajo|tengo|me|no)\b)"
     r"|,\s+(?=(?:i|we|my|our|please|never|call|he|she|they|ich|je|it)\b|so\b|but\b|because\b)",
     re.IGNORECASE,
 )
@@ -83,10 +83,9 @@ _SHARED_SUBJECT = re.compile(
 )
 _FIRST_PERSON: Final = frozenset({"i", "we", "ich", "wir", "je"})
 _REASON = re.compile(r"(?:since|because|given that|considering(?: that)?|as) (?=i |we |my |our |an? )(?P<fact>[^,?]{3,120}),", re.IGNORECASE)
-_RELATIVE = re.compile(
-    rf"(?P<whose>my|our) (?:(?P<ordinal>older|younger|eldest|oldest|youngest|little|big|late|new|old) )?(?P<relation>{RELATIONS})"
-    r"(?:,? (?P<name>[A-ZÀ-Þ][\w'-]{1,30})(?=,? [a-z]),?)? (?P<rest>.+)",
-    re.IGNORECASE,
+_OF_RELATION = re.compile(
+    rf"(?:[Mm]y|[Oo]ur) (?:(?:older|younger|eldest|oldest|youngest|little|big|late|new|old) )?(?P<relation>(?i:{RELATIONS}))"
+    r"(?:,? (?P<name>[A-ZÀ-Þ][\w'-]{1,30})(?=,? [a-z]),?)? (?P<rest>.+)"
 )
 _NAMED = re.compile(r"(?P<name>[A-ZÀ-Þ][a-zà-ÿ]{1,20}(?: [A-ZÀ-Þ][a-zà-ÿ]{1,20})?) (?P<rest>[a-z].+)")
 _NO_NAME: Final = frozenset(
@@ -137,10 +136,16 @@ def clauses(sentence: str) -> Iterator[Clause]:
     text = spelled_out(sentence)
     if is_question(sentence):
         if match := _REASON.match(text):
-            yield from _stated(match["fact"])
+            fact = match["fact"]
+            yield from _stated(f"I am {fact}" if re.match("an? ", fact) else fact)
         return
     text = without_quotations(text)
     yield from _stated(text)
+
+
+def gives_reason(sentence: str) -> bool:
+    """Whether a question says first what is so: `As a vegan, what can I eat?`"""
+    return _REASON.match(sentence) is not None
 
 
 def ends_own_words(sentence: str) -> bool:
@@ -182,7 +187,7 @@ def _with_subject(text: str, *, is_correction: bool, after_greeting: bool) -> It
     lowered = first.lower()
     if lowered in _FIRST_PERSON and rest:
         clause = Clause(USER, rest, "we" if lowered in {"we", "wir"} else "i", is_correction, after_greeting=after_greeting)
-    elif match := _RELATIVE.match(text):
+    elif match := _OF_RELATION.match(text):
         who = f"{match['relation'].lower()} {match['name'] or ''}".strip()
         clause = Clause(f"user's {who}", match["rest"], "other", is_correction)
         if match["rest"].startswith(("is ", "are ", "has ", "was ")):

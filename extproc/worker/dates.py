@@ -85,7 +85,7 @@ _PATTERN: Final = re.compile(
       (?P<iso>(?:19|20)\d\d-[01]\d-[0-3]\d)
     | (?P<day_word>{_any(_DAYS)})
     | (?P<which>last|this[ ]past|this[ ]coming|this|next|on|since|by|until|till|before|every|am|nächsten|letzten|el)[ ]
-      (?P<weekday>{_any(_WEEKDAYS)})s?
+      (?P<weekday>{_any(_WEEKDAYS)})(?P<plural>s?)
     | (?P<ordinal>\d{{1,2}})(?:st|nd|rd|th|\.)?[ ](?:of[ ]|de[ ])?(?P<dm_month>{_any(_MONTHS)})\b\.?
       (?:,?[ ](?P<dm_year>(?:19|20)\d\d))?
     | (?P<md_month>{_any(_MONTHS)})\b\.?[ ](?P<md_day>\d{{1,2}})(?:st|nd|rd|th)?(?!\d|:\d|[ ]?[ap]m)
@@ -134,8 +134,6 @@ class DateMention:
     first: date
     last: date
     """The same day, where one day is named."""
-    is_recurring: bool = False
-    """`every Friday`: no date, whatever the day."""
 
     @property
     def iso(self) -> str:
@@ -162,12 +160,12 @@ def find_dates(text: str, said: date, *, is_past: bool | None = None) -> list[Da
             days = _resolve(match, said, past)
         except (ValueError, OverflowError):
             continue
-        if days is not None:
-            recurring = (match["which"] or "").lower() == "every"
-            mentions.append(DateMention(match.start(), match.end(), *days, is_recurring=recurring))
+        is_recurring = bool(match["plural"]) or (match["which"] or "").lower() == "every"
+        if days is not None and not is_recurring:
+            mentions.append(DateMention(match.start(), match.end(), *days))
         if len(mentions) == _MOST_MENTIONS:
             break
-    return [mention for mention in mentions if not mention.is_recurring]
+    return mentions
 
 
 def _candidates(text: str) -> Iterator[re.Match[str]]:

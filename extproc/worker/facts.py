@@ -80,6 +80,7 @@ _INSTRUCTION: Final = (
     "address|translate|summari[sz]e|quote|cite|send|suggest|recommend|make|speak|talk|be|assume"
 )
 _DAY_NAME = r"(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday|weekend|weekday|day|week|month|morning|evening|night|year|summer|winter)"
+_MONTH: Final = "January|February|March|April|May|June|July|August|September|October|November|December"
 _TASTE = r"(?:really |absolutely |also |just |still |truly |generally |usually |kind of )?"
 
 Build = Callable[[re.Match[str], "_Said"], Iterator[Fact]]
@@ -110,7 +111,7 @@ _ADVERBS = re.compile(r"(?:(?P<now>now)|just|currently|also|still|mostly|mainly|
 _AUXILIARY_NOW = re.compile(r"(?P<be>am|is|are|have|has) (?P<adverb>now|just|currently|also|still|originally|actually|recently|finally|already) ", re.IGNORECASE)
 _VALUE_END = re.compile(
     r"\s+(?:because|since|so that|so|but|when|while|which|who|where|as well|too|these days|at the moment|right now|now|anyway|"
-    r"though|please|instead|by the way|btw|originally|as you know|with my|for now|at all|anymore|any more|and (?:i|we|it|he|she|they|that|have|need|want)|"
+    r"though|please|instead(?! of)|by the way|btw|originally|as you know|with my|for now|at all|anymore|any more|and (?:i|we|it|he|she|they|that|have|need|want)|"
     r"to me|for everything|last|next|this (?:week|month|year|summer|winter)|yesterday|today|tomorrow|ago)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -135,9 +136,11 @@ def find_facts(clause: Clause) -> Iterator[Fact]:
 
 
 def _try(rows: tuple[_Row, ...], said: _Said) -> Iterator[Fact]:
-    first = said.text.split(" ", 1)[0].lower()
+    text = said.text[:1].lower() + said.text[1:]
+    said = replace(said, text=text)
+    first = text.split(" ", 1)[0].lower()
     for row in rows:
-        if (not row.heads or first in row.heads) and (match := row.pattern.match(said.text)):
+        if (not row.heads or first in row.heads) and (match := row.pattern.match(text)):
             facts = list(row.build(match, said))
             if facts:
                 yield from facts
@@ -249,6 +252,8 @@ def _list(kind: str, category: Category = FACTUAL, *, flip: bool = False) -> Bui
 
     def build(match: re.Match[str], said: _Said) -> Iterator[Fact]:
         value, _ = _value(match)
+        if _EMPTY_VALUE.match(value):
+            return
         head = said.text[: match.start("v")]
         polarity = -said.polarity if flip else said.polarity
         # What follows the comma goes on with the list only when it is short and has no verb of its own.
@@ -270,7 +275,7 @@ def _home(match: re.Match[str], said: _Said) -> Iterator[Fact]:
         return
     end = match.start("v") + len(value)
     yield Fact(said.clause.subject, "home", value, _told(said, end), FACTUAL, said.polarity, said.is_correction)
-    if other := re.fullmatch(r"(?:and )?not (?:in |at )?([\w .-]{2,40})", said.clause.tail):
+    if other := re.fullmatch(r"(?:and )?not (?:in |at )?((?!my |your |the |so )[\w .-]{2,40})", said.clause.tail):
         told = f"{_subject_words(said.clause.subject)} does not live in {other[1]}"
         yield Fact(said.clause.subject, "home", other[1], told, FACTUAL, -1, True)
 
@@ -294,7 +299,7 @@ def _moved(match: re.Match[str], said: _Said) -> Iterator[Fact]:
 def _since(match: re.Match[str], said: _Said) -> str:
     """The words that say when, kept for the date that stands for them."""
     when = re.search(
-        r"\b(?:(?:in|since|on) (?:\w+ ){0,2}?(?:\d{4}|january|february|march|april|may|june|july|august|september|october|november|december)"
+        rf"\b(?:(?:in|since|on) (?:\w+ ){{0,2}}?(?:\d{{4}}|{_MONTH})"
         r"(?: \d{4})?|last \w+|yesterday|today|\w+ (?:days?|weeks?|months?|years?) ago)\b",
         said.text[match.start("v") :], re.IGNORECASE,
     )  # fmt: skip
@@ -304,7 +309,7 @@ def _since(match: re.Match[str], said: _Said) -> str:
 def _employer(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value, _ = _value(match)
     value, _, role = value.partition(" as ")
-    value = re.sub(r"\s+(?:and|in [a-z]|on|from|every)\b.*", "", value)
+    value = re.sub(rf"\s+(?:and|on|from|every|(?:in|since) (?:[a-z]|\d{{4}}|{_MONTH}))\b.*", "", value)
     if not value or re.match(r"(?:home|night|nights|it|this|that|my|myself|the (?:moment|bottom|same)|weekends?|two|a solution|[\d])\b", value, re.IGNORECASE):
         return
     if "capital" in match.groupdict() and not value[:1].isupper():
@@ -330,7 +335,7 @@ def _article(noun: str) -> str:
 def _role(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     role = f"{match['kind'] or ''}{match['v']}".strip()
     who = said.clause.subject
-    yield Fact(who, "role", role, _told(said, match.end("v")), FACTUAL, said.polarity, said.is_correction)
+    yield Fact(who, "role", role, _told(said, match.end("employer" if match["at"] == "of" else "v")), FACTUAL, said.polarity, said.is_correction)
     employer = match["employer"]
     if employer and said.polarity > 0 and match["at"] == "at":
         employer = re.sub(r"^the ", "", _VALUE_END.sub("", employer)).strip()
@@ -481,14 +486,13 @@ def _staying(match: re.Match[str], said: _Said) -> Iterator[Fact]:
 
 
 def _origin(match: re.Match[str], said: _Said) -> Iterator[Fact]:
-    value, _ = _value(match)
     who = said.clause.subject
-    if other := re.match(r"(?:from )?(?P<a>[\w .-]+?),? but (?:from )?(?P<b>[\w .-]+)", value):
+    if other := re.match(r"(?P<a>[\w .-]{1,40}?),? but (?:from )?(?P<b>[\w .-]{1,40})", match["v"]):
         if said.polarity < 0:
             yield Fact(who, "origin", other["a"], f"{_subject_words(who)} is not from {other['a']}", FACTUAL, -1)
             yield Fact(who, "origin", other["b"], f"{_subject_words(who)} is from {other['b']}", FACTUAL)
         return
-    value = re.sub(r"\s+and\b.*", "", value)
+    value = re.sub(r"\s+and\b.*", "", _value(match)[0])
     if value[:1].isupper() or (match[0].lower().startswith("grew") and value.startswith("a ")):
         told = _told(said, match.start("v") + len(value))
         yield Fact(who, "origin", value, told, FACTUAL, said.polarity, said.is_correction)
@@ -545,7 +549,7 @@ def _my(kind: str) -> Build:
 
 def _deadline(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value = match["v"].strip()
-    if not _INFORMATIVE.search(value) and not re.search(rf"\b{_DAY_NAME}\b", value, re.IGNORECASE):
+    if not _INFORMATIVE.search(value) and not re.search(rf"\b(?i:{_DAY_NAME})\b", value, re.IGNORECASE):
         return
     thing = re.sub(r"^(?:the|my|our) ", "", match["thing"] or "")
     thing = thing or ("" if match["kind"].lower() == "deadline" else match["kind"])
@@ -565,7 +569,7 @@ def _attribute(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     thing = match["thing"].lower()
     value, _ = _value(match)
     words = thing.split()
-    if words[-1] in _UNINFORMATIVE or "'s" in thing or _VERBAL.match(value) or not _INFORMATIVE.search(value):
+    if words[-1] in _UNINFORMATIVE or re.fullmatch(r"(?:\w+ )?\w+ and .*", value) or "'s" in thing or _VERBAL.match(value) or not _INFORMATIVE.search(value):
         return
     new = words[0] == "new"
     bare = thing.removeprefix("new ")
@@ -603,7 +607,7 @@ class _Row:
 
 
 def _row(heads: str, pattern: str, build: Build) -> _Row:
-    return _Row(re.compile(pattern, re.IGNORECASE), build, frozenset(heads.split()))
+    return _Row(re.compile(pattern), build, frozenset(heads.split()))
 
 
 _BE = r"(?:am|is|are|was|were)"
@@ -614,7 +618,7 @@ _PREDICATES: Final = (
     _row("work works working am is are", rf"(?:(?:work|works)|{_BE} working) (?:at|for) {_V}", _employer),
     _row("started joined have has start", rf"(?:have |has )?(?:just |recently )?(?:started|joined)(?: work)?(?: working)?(?: at)? (?P<capital>){_V}", _employer),
     _row("left quit resigned have has", rf"(?:have |has )?(?:just |recently )?(?P<gone>left|quit|resigned)(?: my job)?(?: at| from)? (?P<capital>){_V}", _employer),
-    _row("work works am is are was were", rf"(?:(?:work|works|working) as|{_BE}(?: working as)?) (?:an?|the) (?P<kind>(?:(?!bit|lot|little|fan|friend)[\w-]+ ){{0,3}})(?P<v>{_OCCUPATIONS})\b(?! of (?:this|that|the (?:story|film)))(?: (?P<at>at|for|of|with|in) (?P<employer>[^,;()]{{1,60}}))?(?=$| )", lambda m, s: iter(()) if m[0].lower().startswith("was") else _role(m, s)),
+    _row("work works am is are was were", rf"(?:(?:work|works|working) as|{_BE}(?: working as)?) (?:an?|the) (?P<kind>(?:(?!bit|lot|little|fan|friend)[\w-]+ ){{0,3}})(?P<v>(?i:{_OCCUPATIONS}))\b(?! of (?:this|that|the (?:story|film)))(?: (?P<at>at|for|of|with|in) (?P<employer>[^,;()]{{1,60}}))?(?=$| )", lambda m, s: iter(()) if m[0].lower().startswith("was") else _role(m, s)),
     _row("teach teaches", rf"{_V}", lambda m, s: iter([Fact(s.clause.subject, "role", m["v"], _told(s), FACTUAL, s.polarity)] if s.polarity > 0 and re.match(r"teach(?:es)? [a-z]{4,}", m["v"]) else [])),
     _row("am is", rf"{_BE} (?:called|named|known as) {_V}", _name),
     _row("am", r"am (?P<v>[A-Z][a-zà-ÿ]{1,20})(?= from\b|$)", _introduced),
@@ -627,12 +631,12 @@ _PREDICATES: Final = (
     _row("was", rf"was born in (?P<v>[A-Z][^,;()\n]{{1,60}})", lambda m, s: _origin(m, s) if s.clause.person == "i" else iter(())),
     _row("am is are", rf"{_BE} (?:very |severely |deadly |also )?allergic to {_V}", lambda m, s: iter(()) if re.match(r"(?:mondays|work|stupid)", m["v"], re.IGNORECASE) else _list("allergy")(m, s)),
     _row("have has", r"(?:have|has) an? (?:severe |bad |mild )?(?P<v>[\w ]{2,30}) allergy", _plain("allergy")),
-    _row("am is are", rf"{_BE} (?:an? )?(?:strict |lifelong )?(?P<v>{_DIETS})\b(?: and (?P<intolerant>\w+)[- ]intolerant)?", lambda m, s: _diet(m, s)),
-    _row("am is are", rf"{_BE} (?P<v>\w{{3,20}})[- ]intolerant\b", _plain("allergy")),
-    _row("am is are", rf"{_BE} (?:also )?(?P<v>{_CONDITIONS})\b", _plain("health")),
-    _row("have has suffer suffers", rf"(?:have|has|suffers? from) (?:also )?(?P<v>{_ILLNESSES})\b", _plain("health")),
-    _row("speak speaks", rf"speaks? (?:fluent |some |a little |a bit of )?(?P<v>(?:{_LANGUAGES})\b[^,;.]{{0,60}})", _list("speaks")),
-    _row("have has own owns got", rf"(?:(?:have|has)(?: got)?|own|owns|got) (?P<v>(?:(?P<none>no )|an? |one |(?:{_NUMBER_WORDS}|\d{{1,2}}) )(?:[\w-]+ ){{0,2}}(?:{_OWNED})\b(?! (?:appointment|problem|question|accident))[^,;()]{{0,60}})", _owns),
+    _row("am is are", rf"{_BE} (?:an? )?(?:strict |lifelong )?(?P<v>(?i:{_DIETS}))\b(?: and (?P<intolerant>\w+)[- ]intolerant)?", lambda m, s: _diet(m, s)),
+    _row("am is are", rf"{_BE} (?P<v>\w{{3,20}})[- ]intolerant\b", lambda m, s: (replace(f, statement=f"{f.statement} intolerant") for f in _plain("allergy")(m, s))),
+    _row("am is are", rf"{_BE} (?:also )?(?P<v>(?i:{_CONDITIONS}))\b", _plain("health")),
+    _row("have has suffer suffers", rf"(?:have|has|suffers? from) (?:also )?(?P<v>(?i:{_ILLNESSES}))\b", _plain("health")),
+    _row("speak speaks", rf"speaks? (?:fluent |some |a little |a bit of )?(?P<v>(?:(?i:{_LANGUAGES}))\b[^,;.]{{0,60}})", _list("speaks")),
+    _row("have has own owns got", rf"(?:(?:have|has)(?: got)?|own|owns|got) (?P<v>(?:(?P<none>no )|an? |one |(?:{_NUMBER_WORDS}|\d{{1,2}}) )(?:[\w-]+ ){{0,2}}(?:(?i:{_OWNED}))\b(?! (?:appointment|problem|question|accident))[^,;()]{{0,60}})", _owns),
     _row("have has own owns", rf"(?:(?:have|has)(?: got)|own|owns) (?P<v>(?P<none>no )?an? [A-Z0-9][^,;()\n]{{1,60}})", _owns),
     _row("have has", r"(?:have|has) (?P<none>)(?P<v>(?:an? )?(?:car|dog|cat))$", _owns),
     _row("drink drinks eat eats smoke smokes drive drives fly use", rf"(?P<verb>drinks?|eats?|smokes?|drives?|fly)(?: {_V})?$", lambda m, s: _abstains(m, s) if m["v"] else iter(())),
@@ -641,7 +645,7 @@ _PREDICATES: Final = (
     _row("prefer prefers strongly would generally much", rf"(?:would )?(?:strongly |generally |much )?(?:prefers?|rather(?: have| use| get| see)?) {_V}", _prefer),
     _row("use uses am is are", rf"(?:uses?|{_BE} using) {_V}", _tool),
     _row("always usually normally typically never only often", rf"(?P<often>always|usually|normally|typically|never|only|often) (?P<v>(?:{_PRESENT_HABIT})s?\b[^;()]{{1,90}})", _habit),
-    _row("go run swim cycle meet deploy train work release ship play goes runs plays works", rf"(?P<v>(?:{_PRESENT_HABIT})(?:s|es)?\b[^;()]{{0,60}}\b(?:every|each|on) {_DAY_NAME}s?\b[^;()]{{0,40}})", lambda m, s: _regular(m, s) if re.search(r"every|each|(?:day|end)s\b", m["v"]) else iter(())),
+    _row("go run swim cycle meet deploy train work release ship play goes runs plays works", rf"(?P<v>(?:{_PRESENT_HABIT})(?:s|es)?\b[^;()]{{0,60}}\b(?:every|each|on) (?i:{_DAY_NAME})s?\b[^;()]{{0,40}})", lambda m, s: _regular(m, s) if re.search(r"every|each|(?:day|end)s\b", m["v"]) else iter(())),
     _row("have has stopped quit gave given", rf"(?:have |has )?(?:stopped|quit|gave up|given up) (?P<v>\w{{3,15}}ing\b[^,;()]{{0,60}}|coffee|alcohol|sugar|meat)", _gave_up),
     _row("am are is", rf"{_BE} (?:planning|hoping|about) to {_V}", _plan),
     _row("am are is", rf"{_BE} going to (?!be (?:honest|fair))(?=\w+ |[A-Z]){_V}", _plan),
@@ -649,7 +653,7 @@ _PREDICATES: Final = (
     _row("am are is", rf"{_BE} (?:training|preparing|studying|saving) for {_V}", _plan),
     _row("will", rf"will (?P<v>(?:start|move|fly|travel|visit|launch|leave|retire|marry|finish|graduate|join)\b[^,;()]{{2,80}})", _plan),
     _row("want wants", rf"wants? to (?P<v>(?:run|learn|lose|quit|visit|move|start|become|travel|retire|climb|finish my)\b[^,;()]{{2,80}})", _plan),
-    _row("have has", rf"(?:have|has) (?:got )?(?P<v>(?:an?|my) (?:[\w'-]+ ){{0,3}}(?:appointment|interview|exam|flight|surgery|wedding|deadline|conference|meeting|presentation)\b[^,;()]{{0,60}})", lambda m, s: _plan(m, s) if re.search(rf"\b(?:tomorrow|tonight|today|next|{_DAY_NAME}|\d)", m["v"], re.IGNORECASE) else iter(())),
+    _row("have has", rf"(?:have|has) (?:got )?(?P<v>(?:an?|my) (?:[\w'-]+ ){{0,3}}(?:appointment|interview|exam|flight|surgery|wedding|deadline|conference|meeting|presentation)\b[^,;()]{{0,60}})", lambda m, s: _plan(m, s) if re.search(rf"\b(?:tomorrow|tonight|today|next|(?i:{_DAY_NAME})|\d)", m["v"], re.IGNORECASE) else iter(())),
     _row("am is are", rf"{_BE} in (?P<v>[A-Z][\w .-]{{1,40}}?) (?:until|till|through) (?P<until>[^,;]{{2,40}})", _staying),
     _row("want", r"want (?P<v>(?:all|every|the|my|your|short|no)\b[^;()]{3,90}\b(?:from now on|always|in future))$", _wants),
     _row("would", rf"would like (?P<v>(?:all|your|short|long)\b[^;()]{{3,90}})", _wants),
@@ -672,15 +676,15 @@ _OF_THINGS: Final = (
     _row("my", rf"my birthday is (?:on )?(?:the )?{_V}", _my("birthday")),
     _row("my", rf"my time ?zone is {_V}", _my("timezone")),
     _row("my our", rf"(?:my|our) (?:all[- ]time )?(?:favou?rite|preferred) (?P<thing>[\w -]{{2,30}}?) (?:is|are) {_V}", _favourite),
-    _row("the my our", rf"(?:the|my|our) (?P<kind>deadline|due date|code freeze|release date|launch date|submission date)(?: for (?P<thing>[\w -]{{2,40}}?))? (?:is (?:now )?|will be |(?P<moved>(?:has |is |was |got |had )?(?:been )?(?:changed|moved|pushed|shifted|postponed|extended|brought forward)(?: back)? to ))(?:on |by )?(?P<v>[^,;()]{{2,60}})", _deadline),
+    _row("the my our", rf"(?:the|my|our) (?P<kind>deadline|due date|code freeze|release date|launch date|submission date)(?: for (?P<thing>[\w -]{{2,40}}?))? (?:is (?:now )?|will be |(?P<moved>(?:has |is |was |got |had )?(?:been )?(?:changed|moved|pushed|shifted|postponed|extended|brought forward)(?: back)? to ))(?P<v>(?:on |by )?[^,;()]{{2,60}})", _deadline),
     _row("my our", r"(?:my|our) (?P<thing>(?:[\w'-]+ ){0,2}[\w'-]+) (?P<be>is|are) (?P<v>[^,;()]{1,80})", _attribute),
 )  # fmt: skip
 _ORDERS: Final = (
     _row("call", rf"call me {_V}", _name),
     _row("please", rf"please call me {_V}", _name),
     _row("everyone everybody people friends they", rf"(?:everyone|everybody|people|friends|they|my friends) calls? me {_V}", _name),
-    _row("", rf"(?:please )?(?:(?:always|from now on,?|only)(?: please)? )(?:please )?(?:answer|reply|respond|write|speak|talk)(?: to me)? (?:only )?in (?P<v>{_LANGUAGES})\b", _answer_language),
-    _row("answer reply respond please", rf"(?:please )?(?:answer|reply|respond|write|speak)(?: to me)? (?:only )?in (?P<v>{_LANGUAGES}) (?:from now on|always|please from now on)", _answer_language),
+    _row("", rf"(?:please )?(?:(?:always|from now on,?|only)(?: please)? )(?:please )?(?:answer|reply|respond|write|speak|talk)(?: to me)? (?:only )?in (?P<v>(?i:{_LANGUAGES}))\b", _answer_language),
+    _row("answer reply respond please", rf"(?:please )?(?:answer|reply|respond|write|speak)(?: to me)? (?:only )?in (?P<v>(?i:{_LANGUAGES})) (?:from now on|always|please from now on)", _answer_language),
     _row("always never please", rf"(?P<how>(?:please )?(?:always|never)) (?P<v>(?:{_INSTRUCTION})\b[^;()]{{2,100}})", _rule_order),
     _row("do please", rf"(?P<how>(?:please )?do not) (?P<v>(?:use|add|include|call|start|end|apologi[sz]e|address|mention|make assumptions|explain)\b[^,;()]{{2,80}})", lambda m, s: iter(()) if re.search(r"\b(?:here|this|that|yet|it)\b", m["v"]) else _rule_order(m, s)),
     _row("stop please avoid", rf"(?P<how>(?:please )?(?:stop|avoid)) (?P<v>\w{{3,15}}ing\b[^,;()]{{2,60}})", _rule_order),
@@ -704,16 +708,16 @@ class _Foreign:
 
 _F = r"(?P<v>[^\s,;.()][^,;.()\n]{0,60})"
 _FOREIGN: Final = tuple(
-    _Foreign(re.compile(pattern, re.IGNORECASE), name, statement, category, polarity, correction)
+    _Foreign(re.compile(pattern), name, statement, category, polarity, correction)
     for pattern, name, statement, category, polarity, correction in (
         (rf"(?:ich )?wohne nicht mehr in {_F}", "home", "no longer lives in {}", FACTUAL, -1, True),
         (rf"(?:ich )?(?:wohne|lebe) (?:jetzt )?in {_F}", "home", "lives in {}", FACTUAL, 1, False),
         (rf"(?:ich )?arbeite (?:bei|für)(?: de[rmn])? {_F}", "employer", "works at {}", FACTUAL, 1, False),
         (rf"(?:ich )?bin allergisch gegen {_F}", "allergy", "is allergic to {}", FACTUAL, 1, False),
-        (rf"mein name ist {_F}", "name", "is called {}", FACTUAL, 1, False),
+        (rf"mein [Nn]ame ist {_F}", "name", "is called {}", FACTUAL, 1, False),
         (r"(?:ich )?(?:heiße) (?P<v>[A-ZÄÖÜ]\w+)", "name", "is called {}", FACTUAL, 1, False),
         (r"(?:ich )?bin (?P<v>[A-ZÄÖÜ]\w+(?:in|er|arzt|ärztin|lehrer|entwickler|ingenieur))$", "role", "is a {}", FACTUAL, 1, False),
-        (r"(?:ich )?bin (?P<v>vegetarier(?:in)?|veganer(?:in)?)$", "diet", "is {}", FACTUAL, 1, False),
+        (r"(?:ich )?bin (?P<v>[Vv]egetarier(?:in)?|[Vv]egan(?:er(?:in)?)?)$", "diet", "is {}", FACTUAL, 1, False),
         (rf"(?:ich )?mag kein(?:e|en)? {_F}", "like", "does not like {}", PREFERENCE, -1, False),
         (rf"(?:ich )?mag (?!es|das|dich|nicht|lieber){_F}", "like", "likes {}", PREFERENCE, 1, False),
         (rf"(?:ich )?(?:trinke|esse|nehme|mag) lieber {_F}", "prefer", "prefers {}", PREFERENCE, 1, False),
@@ -727,7 +731,7 @@ _FOREIGN: Final = tuple(
         (rf"(?:yo )?vivo en {_F}", "home", "lives in {}", FACTUAL, 1, False),
         (rf"(?:yo )?trabajo (?:en|para) {_F}", "employer", "works at {}", FACTUAL, 1, False),
         (r"me llamo (?P<v>[A-ZÀ-Þ][\w-]+(?: [A-ZÀ-Þ][\w-]+)?)", "name", "is called {}", FACTUAL, 1, False),
-        (rf"(?:yo )?soy alérgic[oa] (?:al?|a los|a las|a la) {_F}", "allergy", "is allergic to {}", FACTUAL, 1, False),
+        (rf"(?:yo )?soy alérgic[oa] (?:a (?:los|las|la) |al? ){_F}", "allergy", "is allergic to {}", FACTUAL, 1, False),
         (rf"no me gustan? (?:el|la|los|las) ?{_F}", "like", "does not like {}", PREFERENCE, -1, False),
         (rf"me gustan? (?:el|la|los|las) ?{_F}", "like", "likes {}", PREFERENCE, 1, False),
         (r"(?:yo )?soy (?P<v>vegetarian[oa]|vegan[oa])$", "diet", "is {}", FACTUAL, 1, False),
@@ -743,7 +747,7 @@ def _foreign(clause: Clause) -> Iterator[Fact]:
     if clause.subject != USER or first not in _FOREIGN_HEADS:
         return
     for row in _FOREIGN:
-        if match := row.pattern.match(clause.said):
+        if match := row.pattern.match(clause.said[:1].lower() + clause.said[1:]):
             value = re.split(r" (?:als|und|et|y|pero|mais|aber|que|weil|seit|desde|depuis) ", match["v"] or "")[0].strip()
             if value:
                 statement = f"The user {row.statement.format(value)}"

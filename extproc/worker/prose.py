@@ -31,11 +31,13 @@ _CODE_LINE: Final = re.compile(
         |\#include|using|namespace|struct|impl|fn|func)\ [^.!?]*[(){};=:"'<>]
     | (?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|FROM|WHERE)\ [^.!?]*[;=*(]
     | \d{4}-\d\d-\d\d[T ]\d\d:\d\d | \[?\d\d:\d\d:\d\d | \[?(?:DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL|TRACE)\b
-    | [$#%]\ \w | >>>\ | \.\.\.\  | [{}\[\]<|] | [\w.-]+\ *[:=]\ *["'{\[\d] | [\w.\[\]"']+\ ?[-+*/|&]?=[^=] | \w[\w.]*\([^)]*\)[;:{]?\s*$ | //|/\*|\*/ | --- | \+\+\+ | @@
+    | \.\.\.\ {3} | [{}\[\]<|] | [\w.-]+\ *[:=]\ *["'{\[\d] | [\w.\[\]"']+\ ?[-+*/|&]?=[^=] | \w[\w.]*\([^)]*\)[;:{]?\s*$ | //|/\*|\*/ | --- | \+\+\+ | @@
     )""",
     re.VERBOSE,
 )
 _PASTED_LINE = re.compile(r"\s*>|(?:On .{4,80} wrote:|-----Original Message-----|From: .*@)")
+_PROMPT = re.compile(r"\s*(?:\$|>>>|[\w@~:/.-]{1,40}[$#]) \S")
+"""A command line: what follows, up to an empty line, is what it printed."""
 _INDENTED = re.compile(r"(?: {4}|\t)\S")
 _QUOTED: Final = re.compile(r"\"[^\"\n]{1,400}\"|“[^”\n]{1,400}”|„[^“”\n]{1,400}[“”]|«[^»\n]{1,400}»|(?<!\w)'[^'\n]{3,400}'(?!\w)|`[^`\n]{1,200}`")
 QUOTE_MARK = "\N{REFERENCE MARK}"
@@ -44,7 +46,7 @@ QUOTE_MARK = "\N{REFERENCE MARK}"
 _SENTENCE_END = re.compile(r"(?<=[.!?…])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St|vs)\.)(?<!\b(?:Mrs|e\.g|i\.e|etc)\.)[\"')\]]*\s+|\n+|(?<=[。！？])")
 _QUESTION_WORDS: Final = frozenset(
     """what what's whats who who's whom whose where where's when when's why how how's which can could do does did am is
-    are was were should would will shall may has have had isn't aren't don't doesn't didn't can't couldn't wouldn't
+    are was were should would will shall may has have had isn't aren't doesn't didn't can't couldn't wouldn't
     was wer wo wann warum wie welche welcher welches wieso woher wohin kannst où quand pourquoi comment quel quelle
     combien qué quién dónde cuándo cómo cuál cuánto""".split()  # noqa: SIM905 (a table of words)
 )
@@ -68,15 +70,19 @@ def own_words(text: str) -> str:
     """The prose of a turn, line by line, quotations included. Code, logs, tables and mail that was pasted are left out."""
     text = text[:MOST_CHARACTERS].replace("\r\n", "\n").replace("\r", "\n")
     if "\n" not in text:
-        return "" if _CODE_LINE.match(text) else text.strip()
-    kept, fence, after_code = [], "", False
+        return "" if _CODE_LINE.match(text) or _PROMPT.match(text) else text.strip()
+    kept, fence, after_code, in_console = [], "", False, False
     for line in text.split("\n"):
         if match := _FENCE.match(line):
             mark = match[1][:3]
             fence = "" if fence == mark else fence or mark
             after_code = True
-        elif fence or not line.strip():
+        elif fence:
             continue
+        elif not line.strip():
+            in_console = False
+        elif in_console or _PROMPT.match(line):
+            in_console = True
         elif _CODE_LINE.match(line) or _PASTED_LINE.match(line) or (after_code and _INDENTED.match(line)):
             after_code = True
         else:

@@ -8,13 +8,13 @@ that a later one can take its place.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from extproc.memory.model import Category
-from extproc.worker.clauses import clauses, ends_own_words, is_in_earnest, is_text_work
+from extproc.worker.clauses import clauses, ends_own_words, gives_reason, is_in_earnest, is_text_work
 from extproc.worker.dates import DateMention, annotated, find_dates
 from extproc.worker.extract import FACT_CONFIDENCE, MOST_PER_TURN, Accounting, Extracted, Extraction, Turn
 from extproc.worker.facts import Fact, find_facts
@@ -68,8 +68,8 @@ class RuleExtractor:
         memories: list[Extracted] = []
         redactions = 0
         for turn, following in zip_longest(turns, turns[1:]):
-            found = [*_episodes(turn), *_of_the_answer(turn, following), *_facts(turn)]
-            for memory in found:
+            said = sentences(own_words(turn.user_text))
+            for memory in (*_episodes(turn, said), *_of_the_answer(turn, following), *_facts(turn, said)):
                 clean, places = cleaned(memory, self.redacted)
                 redactions += places
                 if clean is not None:
@@ -83,8 +83,6 @@ def cleaned(memory: Extracted, kinds: frozenset[Kind] = ALWAYS) -> tuple[Extract
 
     None: nothing is left of it. A fact whose value is a secret is none; an episode is kept around it.
     """
-    from dataclasses import replace
-
     content, quote, value = (redact(text, kinds) for text in (memory.content, memory.quote, memory.value))
     count = len(content.kinds)
     if value.kinds or content.is_empty or (count and memory.slot):
@@ -94,11 +92,11 @@ def cleaned(memory: Extracted, kinds: frozenset[Kind] = ALWAYS) -> tuple[Extract
     return replace(memory, content=content.text, quote=quote.text), count
 
 
-def _episodes(turn: Turn) -> Iterator[Extracted]:
+def _episodes(turn: Turn, said: list[str]) -> Iterator[Extracted]:
     kept = [
         sentence
-        for sentence in sentences(own_words(turn.user_text))
-        if not is_question(sentence) and not is_pleasantry(sentence)
+        for sentence in said
+        if (gives_reason(sentence) or not is_question(sentence)) and not is_pleasantry(sentence)
     ]
     for number, text in enumerate(pieces(kept)):
         if number == MOST_EPISODES:
@@ -142,10 +140,10 @@ def _is_confirmation(text: str) -> bool:
     return _CONFIRMS.match(opening) is not None and not _DENIES.search(opening)
 
 
-def _facts(turn: Turn) -> Iterator[Extracted]:
+def _facts(turn: Turn, said: list[str]) -> Iterator[Extracted]:
     """In order; of two that fill the same slot of a subject with one value, the later."""
     found: dict[tuple[str, ...], Extracted] = {}
-    for sentence, fact in _stated(turn):
+    for sentence, fact in _stated(said[:_MOST_FACT_SENTENCES]):
         memory = _as_extracted(fact, sentence, turn)
         key = (fact.subject.casefold(), fact.slot, fact.value.casefold())
         found.pop(key, None)
@@ -155,9 +153,7 @@ def _facts(turn: Turn) -> Iterator[Extracted]:
     yield from found.values()
 
 
-def _stated(turn: Turn) -> Iterator[tuple[str, Fact]]:
-    prose = own_words(turn.user_text)
-    parts = sentences(prose)[:_MOST_FACT_SENTENCES]
+def _stated(parts: list[str]) -> Iterator[tuple[str, Fact]]:
     if not is_in_earnest("\n".join(parts)):
         return
     for sentence in parts:
@@ -174,9 +170,10 @@ def _as_extracted(fact: Fact, sentence: str, turn: Turn) -> Extracted:
     said = turn.at.date()
     kind = kind_of(fact.slot)
     is_past = None if kind in _FUTURE else True if kind in _LASTING else None
-    mention = _date_of(fact, sentence, said, is_past=is_past)
+    is_yearly = kind == "birthday"
+    mention = None if is_yearly else _date_of(fact, sentence, said, is_past=is_past)
     metadata: dict[str, object] = {"speaker": "user"}
-    statement = annotated(fact.statement, said, is_past=is_past)
+    statement = fact.statement if is_yearly else annotated(fact.statement, said, is_past=is_past)
     valid_from = valid_until = None
     if mention is not None:
         metadata["date"] = mention.iso
@@ -193,7 +190,7 @@ def _as_extracted(fact: Fact, sentence: str, turn: Turn) -> Extracted:
         quote=sentence,
         subject=fact.subject,
         slot=fact.slot,
-        value=annotated(fact.value, said, is_past=is_past),
+        value=fact.value if is_yearly else annotated(fact.value, said, is_past=is_past),
         polarity=fact.polarity,
         is_correction=fact.is_correction,
         valid_from=valid_from,
