@@ -160,7 +160,9 @@ def judge(label: Label, extractor: Extractor) -> tuple[Score, Miss | None]:
         score.episodes_right += right
         if not right:
             notes.append(f"answer {[memory.content for memory in answered]}")
-    miss = Miss(label.id, label.user, tuple(missing), tuple(left), "; ".join(notes)) if missing or left or notes else None
+    miss = (
+        Miss(label.id, label.user, tuple(missing), tuple(left), "; ".join(notes)) if missing or left or notes else None
+    )
     return score, miss
 
 

@@ -12,7 +12,16 @@ from extproc.worker.prose import QUOTE_MARK, is_question, without_quotations
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["RELATIONS", "Clause", "clauses", "ends_own_words", "gives_reason", "is_in_earnest", "is_text_work", "spelled_out"]
+__all__ = [
+    "RELATIONS",
+    "Clause",
+    "clauses",
+    "ends_own_words",
+    "gives_reason",
+    "is_in_earnest",
+    "is_text_work",
+    "spelled_out",
+]
 
 _LONGEST = 400
 """Characters of a sentence that states a fact."""
@@ -33,7 +42,18 @@ _CONTRACTED: Final = re.compile(
     r"|(i|we|you|they|he|she|it)'ll|(name|that|it|he|she|what|who|here|there)'s)\b(?!')",
     re.IGNORECASE,
 )
-_EXPANDED: Final = ("cannot", "will not", "shall not", "{} not", "{} am", "{} are", "{} have", "{} would", "{} will", "{} is")
+_EXPANDED: Final = (
+    "cannot",
+    "will not",
+    "shall not",
+    "{} not",
+    "{} am",
+    "{} are",
+    "{} have",
+    "{} would",
+    "{} will",
+    "{} is",
+)
 
 _JOKES = re.compile(
     r"\b(?:lol|lmao|rofl|haha\w*|hehe\w*|jk|j/k|just kidding|kidding|joking|as a joke|sarcasm)\b|(?:^|\s)/s\b|[😂🤣😜🙃😉😛]"
@@ -82,7 +102,10 @@ _SHARED_SUBJECT = re.compile(
     re.IGNORECASE,
 )
 _FIRST_PERSON: Final = frozenset({"i", "we", "ich", "wir", "je"})
-_REASON = re.compile(r"(?:since|because|given that|considering(?: that)?|as) (?=i |we |my |our |an? )(?P<fact>[^,?]{3,120}),", re.IGNORECASE)
+_REASON = re.compile(
+    r"(?:since|because|given that|considering(?: that)?|as) (?=i |we |my |our |an? )(?P<fact>[^,?]{3,120}),",
+    re.IGNORECASE,
+)
 _OF_RELATION = re.compile(
     rf"(?:[Mm]y|[Oo]ur) (?:(?:older|younger|eldest|oldest|youngest|little|big|late|new|old) )?(?P<relation>(?i:{RELATIONS}))"
     r"(?:,? (?P<name>[A-ZÀ-Þ][\w'-]{1,30})(?=,? [a-z]),?)? (?P<rest>.+)"
@@ -186,7 +209,9 @@ def _with_subject(text: str, *, is_correction: bool, after_greeting: bool) -> It
     first, _, rest = text.partition(" ")
     lowered = first.lower()
     if lowered in _FIRST_PERSON and rest:
-        clause = Clause(USER, rest, "we" if lowered in {"we", "wir"} else "i", is_correction, after_greeting=after_greeting)
+        clause = Clause(
+            USER, rest, "we" if lowered in {"we", "wir"} else "i", is_correction, after_greeting=after_greeting
+        )
     elif match := _OF_RELATION.match(text):
         who = f"{match['relation'].lower()} {match['name'] or ''}".strip()
         clause = Clause(f"user's {who}", match["rest"], "other", is_correction)

@@ -64,7 +64,9 @@ _CONDITIONS: Final = (
     "diabetic|asthmatic|colou?r[- ]?blind|deaf|blind|pregnant|epileptic|dyslexic|autistic|hard of hearing|coeliac|celiac|"
     "anaemic|anemic|visually impaired|in a wheelchair|a wheelchair user"
 )
-_DIETS: Final = "vegan|vegetarian|pescatarian|pescetarian|keto|kosher|halal|gluten[- ]free|teetotal|teetotaller|flexitarian"
+_DIETS: Final = (
+    "vegan|vegetarian|pescatarian|pescetarian|keto|kosher|halal|gluten[- ]free|teetotal|teetotaller|flexitarian"
+)
 _OWNED: Final = (
     "kids?|children|child|sons?|daughters?|siblings?|brothers?|sisters?|dogs?|cats?|horses?|rabbits?|hamsters?|parrots?|"
     "chickens|pets?|cars?|bikes?|motorbikes?|motorcycles?|vans?|boats?|houses?|flats?|apartments?|gardens?|grandchildren|"
@@ -107,8 +109,14 @@ _NEGATION = re.compile(
     re.IGNORECASE,
 )
 _ANY_MORE = re.compile(r" any ?(?:more|longer)$| after all$", re.IGNORECASE)
-_ADVERBS = re.compile(r"(?:(?P<now>now)|just|currently|also|still|mostly|mainly|originally|actually|recently|really|already|usually(?= live)|both|all|only(?= use)) ", re.IGNORECASE)
-_AUXILIARY_NOW = re.compile(r"(?P<be>am|is|are|have|has) (?P<adverb>now|just|currently|also|still|originally|actually|recently|finally|already) ", re.IGNORECASE)
+_ADVERBS = re.compile(
+    r"(?:(?P<now>now)|just|currently|also|still|mostly|mainly|originally|actually|recently|really|already|usually(?= live)|both|all|only(?= use)) ",
+    re.IGNORECASE,
+)
+_AUXILIARY_NOW = re.compile(
+    r"(?P<be>am|is|are|have|has) (?P<adverb>now|just|currently|also|still|originally|actually|recently|finally|already) ",
+    re.IGNORECASE,
+)
 _VALUE_END = re.compile(
     r"\s+(?:because|since|so that|so|but|when|while|which|who|where|as well|too|these days|at the moment|right now|now|anyway|"
     r"though|please|instead(?! of)|by the way|btw|originally|as you know|with my|for now|at all|anymore|any more|and (?:i|we|it|he|she|they|that|have|need|want)|"
@@ -187,7 +195,16 @@ _PERSONS: Final = {
     "our": "their", "ours": "theirs", "ourselves": "themselves",
 }  # fmt: skip
 _PERSON_WORD = re.compile(r"\b(?:i|me|my|mine|myself|we|us|our|ours|ourselves)\b(?:(?<=i) am\b)?", re.IGNORECASE)
-_IRREGULAR: Final = {"am": "is", "are": "is", "have": "has", "do": "does", "go": "goes", "will": "will", "would": "would", "cannot": "cannot"}
+_IRREGULAR: Final = {
+    "am": "is",
+    "are": "is",
+    "have": "has",
+    "do": "does",
+    "go": "goes",
+    "will": "will",
+    "would": "would",
+    "cannot": "cannot",
+}
 _PAST_FORMS: Final = frozenset(
     "moved grew started joined left quit switched changed migrated relocated resigned turned became was had got bought".split()  # noqa: SIM905
 )
@@ -242,7 +259,15 @@ def _plain(kind: str, category: Category = FACTUAL, *, group: str = "v", flip: b
         value, end = _value(match, group)
         if value and not _EMPTY_VALUE.match(value):
             polarity = -said.polarity if flip else said.polarity
-            yield Fact(said.clause.subject, slot(kind), third_person(value), _told(said, end), category, polarity, said.is_correction)
+            yield Fact(
+                said.clause.subject,
+                slot(kind),
+                third_person(value),
+                _told(said, end),
+                category,
+                polarity,
+                said.is_correction,
+            )
 
     return build
 
@@ -257,11 +282,23 @@ def _list(kind: str, category: Category = FACTUAL, *, flip: bool = False) -> Bui
         head = said.text[: match.start("v")]
         polarity = -said.polarity if flip else said.polarity
         # What follows the comma goes on with the list only when it is short and has no verb of its own.
-        more = [said.clause.tail] if re.fullmatch(r"(?:[\w-]+ ?){1,2}(?:,? (?:and|or) [\w -]{1,30})?", said.clause.tail) else []
+        more = (
+            [said.clause.tail]
+            if re.fullmatch(r"(?:[\w-]+ ?){1,2}(?:,? (?:and|or) [\w -]{1,30})?", said.clause.tail)
+            else []
+        )
         for one in re.split(r",? (?:and|or) |, ", ", ".join([value, *more])):
             if one and not _EMPTY_VALUE.match(one) and not re.match(r"(?:not|so|always|never|mostly)\b", one):
                 statement = _told(said, words=head + one)
-                yield Fact(said.clause.subject, slot(kind), third_person(one), statement, category, polarity, said.is_correction)
+                yield Fact(
+                    said.clause.subject,
+                    slot(kind),
+                    third_person(one),
+                    statement,
+                    category,
+                    polarity,
+                    said.is_correction,
+                )
 
     return build
 
@@ -270,7 +307,9 @@ def _home(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value, end = _value(match)
     value = re.sub(r"\s+(?:with|for|on|as|and)\b.*", "", value)
     if not value or re.match(
-        r"(?:the (?:office|past|future|moment|moon|sea)|fear|hope|denial|my|your|our|this|that|a (?:world|cave|simulation|shell|bubble))\b", value, re.IGNORECASE
+        r"(?:the (?:office|past|future|moment|moon|sea)|fear|hope|denial|my|your|our|this|that|a (?:world|cave|simulation|shell|bubble))\b",
+        value,
+        re.IGNORECASE,
     ):
         return
     end = match.start("v") + len(value)
@@ -310,7 +349,11 @@ def _employer(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value, _ = _value(match)
     value, _, role = value.partition(" as ")
     value = re.sub(rf"\s+(?:and|on|from|every|(?:in|since) (?:[a-z]|\d{{4}}|{_MONTH}))\b.*", "", value)
-    if not value or re.match(r"(?:home|night|nights|it|this|that|my|myself|the (?:moment|bottom|same)|weekends?|two|a solution|[\d])\b", value, re.IGNORECASE):
+    if not value or re.match(
+        r"(?:home|night|nights|it|this|that|my|myself|the (?:moment|bottom|same)|weekends?|two|a solution|[\d])\b",
+        value,
+        re.IGNORECASE,
+    ):
         return
     if "capital" in match.groupdict() and not value[:1].isupper():
         return
@@ -321,7 +364,13 @@ def _employer(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     yield Fact(said.clause.subject, "employer", value, told + when, FACTUAL, said_polarity, correction)
     if role and said.polarity > 0:
         role = re.sub(r"^(?:an?|the) ", "", role)
-        yield Fact(said.clause.subject, "role", role, f"{_subject_words(said.clause.subject)} works as {_article(role)}", FACTUAL)
+        yield Fact(
+            said.clause.subject,
+            "role",
+            role,
+            f"{_subject_words(said.clause.subject)} works as {_article(role)}",
+            FACTUAL,
+        )
 
 
 def _when(match: re.Match[str], said: _Said) -> str:
@@ -335,24 +384,44 @@ def _article(noun: str) -> str:
 def _role(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     role = f"{match['kind'] or ''}{match['v']}".strip()
     who = said.clause.subject
-    yield Fact(who, "role", role, _told(said, match.end("employer" if match["at"] == "of" else "v")), FACTUAL, said.polarity, said.is_correction)
+    yield Fact(
+        who,
+        "role",
+        role,
+        _told(said, match.end("employer" if match["at"] == "of" else "v")),
+        FACTUAL,
+        said.polarity,
+        said.is_correction,
+    )
     employer = match["employer"]
     if employer and said.polarity > 0 and match["at"] == "at":
         employer = re.sub(r"^the ", "", _VALUE_END.sub("", employer)).strip()
         if employer[:1].isupper():
-            yield Fact(who, "employer", employer, f"{_subject_words(who)} works at {employer}", FACTUAL, 1, said.is_correction)
+            yield Fact(
+                who, "employer", employer, f"{_subject_words(who)} works at {employer}", FACTUAL, 1, said.is_correction
+            )
 
 
 def _name(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value = _name_of(match["v"])
     if value:
-        yield Fact(said.clause.subject, "name", value, f"{_subject_words(said.clause.subject)} is called {value}", FACTUAL, 1, said.is_correction)
+        yield Fact(
+            said.clause.subject,
+            "name",
+            value,
+            f"{_subject_words(said.clause.subject)} is called {value}",
+            FACTUAL,
+            1,
+            said.is_correction,
+        )
 
 
 def _name_of(text: str) -> str:
     """The name at the start of the text: words with a capital, or one alone in lower case."""
     text = _VALUE_END.sub("", text).strip(" .!")
-    if match := re.match(r"[A-ZÀ-Þ][\w'’.-]{0,30}(?: (?:(?:de|von|van|da|del|bin|al) )?[A-ZÀ-Þ][\w'’.-]{0,30}){0,3}", text):
+    if match := re.match(
+        r"[A-ZÀ-Þ][\w'’.-]{0,30}(?: (?:(?:de|von|van|da|del|bin|al) )?[A-ZÀ-Þ][\w'’.-]{0,30}){0,3}", text
+    ):
         return match[0] if match.end() == len(text) or text[match.end()] == " " else ""
     if re.fullmatch(r"[^\W\d_]{2,20}", text) and text.lower() not in _NOT_A_NAME:
         return text
@@ -389,7 +458,15 @@ def _tool(match: re.Match[str], said: _Said) -> Iterator[Fact]:
         other = other or replaced or replaced_late
     other = other or ""
     value = re.sub(r"\s+(?:to|in|at|on|as|with|and)\b.*", "", value).strip()
-    if not value or len(value.split()) > 4 or re.match(rf"(?:it|this|that|them|these|the|a|an|my|our|your|one|both|all|some|only|\d|{_NUMBER_WORDS})\b", value, re.IGNORECASE):
+    if (
+        not value
+        or len(value.split()) > 4
+        or re.match(
+            rf"(?:it|this|that|them|these|the|a|an|my|our|your|one|both|all|some|only|\d|{_NUMBER_WORDS})\b",
+            value,
+            re.IGNORECASE,
+        )
+    ):
         return
     thing = re.sub(r"^(?:our|my|the|all|their) ", "", purpose.strip())
     if thing.lower() in {"everything", "it", "this", "that", "work"}:
@@ -415,11 +492,23 @@ def _switched(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     if said.polarity > 0 and value[:1].isupper():
         for fact in _tools(said, value, thing, match["source"] or "", 1, correction=True):
             when = _when(match, said) if fact.polarity > 0 else ""
-            yield replace(fact, statement=fact.statement + (f" since {when.removeprefix(' in ').strip()}" if when.startswith(" in ") else when))
+            yield replace(
+                fact,
+                statement=fact.statement
+                + (f" since {when.removeprefix(' in ').strip()}" if when.startswith(" in ") else when),
+            )
 
 
 def _taste(match: re.Match[str], said: _Said) -> Iterator[Fact]:
-    flip = match["verb"].lower().rstrip("s") in {"hate", "dislike", "despise", "loathe", "detest", "cannot stand", "cannot bear"}
+    flip = match["verb"].lower().rstrip("s") in {
+        "hate",
+        "dislike",
+        "despise",
+        "loathe",
+        "detest",
+        "cannot stand",
+        "cannot bear",
+    }
     yield from _list("like", PREFERENCE, flip=flip)(match, said)
 
 
@@ -429,7 +518,9 @@ def _prefer(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     if _EMPTY_VALUE.match(parts[0]) and not parts[1:]:
         return
     told = f"{_subject_words(said.clause.subject)} {'prefers' if said.polarity > 0 else 'does not prefer'} {third_person(value)}"
-    yield Fact(said.clause.subject, "prefer", third_person(parts[0]), told, PREFERENCE, said.polarity, said.is_correction)
+    yield Fact(
+        said.clause.subject, "prefer", third_person(parts[0]), told, PREFERENCE, said.polarity, said.is_correction
+    )
 
 
 def _habit(match: re.Match[str], said: _Said) -> Iterator[Fact]:
@@ -469,7 +560,15 @@ def _owns(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     if "called" in value or " named " in value:
         value = re.split(r" (?:called|named) ", value)[0]
     value = re.sub(r"^(?:an?|the) ", "", value)
-    yield Fact(said.clause.subject, "owns", third_person(value), _told(said, words=words), FACTUAL, polarity, said.is_correction)
+    yield Fact(
+        said.clause.subject,
+        "owns",
+        third_person(value),
+        _told(said, words=words),
+        FACTUAL,
+        polarity,
+        said.is_correction,
+    )
 
 
 def _plan(match: re.Match[str], said: _Said) -> Iterator[Fact]:
@@ -505,8 +604,13 @@ _UNINFORMATIVE: Final = frozenset(
     request concern goal aim task query bad mistake fault apologies thinking assumption hope dream turn favorite favourite
     program script function app server test build error message input output file text essay prompt life day""".split()  # noqa: SIM905
 )
-_INFORMATIVE = re.compile(rf"\d|\b(?:{_NUMBER_WORDS})\b|(?<!^)\b[A-Z][a-z]|^[A-Z]|\b(?:tomorrow|monday|tuesday|wednesday|thursday|friday)\b")
-_VERBAL = re.compile(r"(?:not|being|going|getting|working|broken|about|that|to|how|why|very|so|too|also|still|here|there|all)\b", re.IGNORECASE)
+_INFORMATIVE = re.compile(
+    rf"\d|\b(?:{_NUMBER_WORDS})\b|(?<!^)\b[A-Z][a-z]|^[A-Z]|\b(?:tomorrow|monday|tuesday|wednesday|thursday|friday)\b"
+)
+_VERBAL = re.compile(
+    r"(?:not|being|going|getting|working|broken|about|that|to|how|why|very|so|too|also|still|here|there|all)\b",
+    re.IGNORECASE,
+)
 
 
 def _named_thing(match: re.Match[str], said: _Said) -> Iterator[Fact]:
@@ -569,7 +673,13 @@ def _attribute(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     thing = match["thing"].lower()
     value, _ = _value(match)
     words = thing.split()
-    if words[-1] in _UNINFORMATIVE or re.fullmatch(r"(?:\w+ )?\w+ and .*", value) or "'s" in thing or _VERBAL.match(value) or not _INFORMATIVE.search(value):
+    if (
+        words[-1] in _UNINFORMATIVE
+        or re.fullmatch(r"(?:\w+ )?\w+ and .*", value)
+        or "'s" in thing
+        or _VERBAL.match(value)
+        or not _INFORMATIVE.search(value)
+    ):
         return
     new = words[0] == "new"
     bare = thing.removeprefix("new ")
@@ -595,7 +705,15 @@ def _answer_language(match: re.Match[str], said: _Said) -> Iterator[Fact]:
 
 def _wants(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value = re.sub(r"\s*(?:from now on|always|in future|please)\b", "", match["v"]).strip()
-    yield Fact(USER, "rule", third_person(value), f"The user wants {third_person(value)}", PREFERENCE, said.polarity, said.is_correction)
+    yield Fact(
+        USER,
+        "rule",
+        third_person(value),
+        f"The user wants {third_person(value)}",
+        PREFERENCE,
+        said.polarity,
+        said.is_correction,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -661,10 +779,14 @@ _PREDICATES: Final = (
 
 
 def _diet(match: re.Match[str], said: _Said) -> Iterator[Fact]:
-    yield Fact(said.clause.subject, "diet", match["v"], _told(said, match.end("v")), FACTUAL, said.polarity, said.is_correction)
+    yield Fact(
+        said.clause.subject, "diet", match["v"], _told(said, match.end("v")), FACTUAL, said.polarity, said.is_correction
+    )
     if match["intolerant"]:
         told = f"{_subject_words(said.clause.subject)} is {match['intolerant']} intolerant"
-        yield Fact(said.clause.subject, "allergy", match["intolerant"], told, FACTUAL, said.polarity, said.is_correction)
+        yield Fact(
+            said.clause.subject, "allergy", match["intolerant"], told, FACTUAL, said.polarity, said.is_correction
+        )
 
 
 _OF_THINGS: Final = (
@@ -716,7 +838,14 @@ _FOREIGN: Final = tuple(
         (rf"(?:ich )?bin allergisch gegen {_F}", "allergy", "is allergic to {}", FACTUAL, 1, False),
         (rf"mein [Nn]ame ist {_F}", "name", "is called {}", FACTUAL, 1, False),
         (r"(?:ich )?(?:heiße) (?P<v>[A-ZÄÖÜ]\w+)", "name", "is called {}", FACTUAL, 1, False),
-        (r"(?:ich )?bin (?P<v>[A-ZÄÖÜ]\w+(?:in|er|arzt|ärztin|lehrer|entwickler|ingenieur))$", "role", "is a {}", FACTUAL, 1, False),
+        (
+            r"(?:ich )?bin (?P<v>[A-ZÄÖÜ]\w+(?:in|er|arzt|ärztin|lehrer|entwickler|ingenieur))$",
+            "role",
+            "is a {}",
+            FACTUAL,
+            1,
+            False,
+        ),
         (r"(?:ich )?bin (?P<v>[Vv]egetarier(?:in)?|[Vv]egan(?:er(?:in)?)?)$", "diet", "is {}", FACTUAL, 1, False),
         (rf"(?:ich )?mag kein(?:e|en)? {_F}", "like", "does not like {}", PREFERENCE, -1, False),
         (rf"(?:ich )?mag (?!es|das|dich|nicht|lieber){_F}", "like", "likes {}", PREFERENCE, 1, False),
@@ -748,8 +877,18 @@ def _foreign(clause: Clause) -> Iterator[Fact]:
         return
     for row in _FOREIGN:
         if match := row.pattern.match(clause.said[:1].lower() + clause.said[1:]):
-            value = re.split(r" (?:als|und|et|y|pero|mais|aber|que|weil|seit|desde|depuis) ", match["v"] or "")[0].strip()
+            value = re.split(r" (?:als|und|et|y|pero|mais|aber|que|weil|seit|desde|depuis) ", match["v"] or "")[
+                0
+            ].strip()
             if value:
                 statement = f"The user {row.statement.format(value)}"
-                yield Fact(USER, row.slot, value, statement, row.category, row.polarity, row.is_correction or clause.is_correction)
+                yield Fact(
+                    USER,
+                    row.slot,
+                    value,
+                    statement,
+                    row.category,
+                    row.polarity,
+                    row.is_correction or clause.is_correction,
+                )
                 return

@@ -13,7 +13,16 @@ from extproc.memory.tokens import estimate_tokens
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MOST_CHARACTERS", "QUOTE_MARK", "is_pleasantry", "is_question", "own_words", "pieces", "sentences", "without_quotations"]
+__all__ = [
+    "MOST_CHARACTERS",
+    "QUOTE_MARK",
+    "is_pleasantry",
+    "is_question",
+    "own_words",
+    "pieces",
+    "sentences",
+    "without_quotations",
+]
 
 MOST_CHARACTERS = 64 * 1024
 """Of one turn: the text of about 16,000 tokens. What is longer was pasted, and its beginning says what it is."""
@@ -39,11 +48,15 @@ _PASTED_LINE = re.compile(r"\s*>|(?:On .{4,80} wrote:|-----Original Message-----
 _PROMPT = re.compile(r"\s*(?:\$|>>>|[\w@~:/.-]{1,40}[$#]) \S")
 """A command line: what follows, up to an empty line, is what it printed."""
 _INDENTED = re.compile(r"(?: {4}|\t)\S")
-_QUOTED: Final = re.compile(r"\"[^\"\n]{1,400}\"|“[^”\n]{1,400}”|„[^“”\n]{1,400}[“”]|«[^»\n]{1,400}»|(?<!\w)'[^'\n]{3,400}'(?!\w)|`[^`\n]{1,200}`")
+_QUOTED: Final = re.compile(
+    r"\"[^\"\n]{1,400}\"|“[^”\n]{1,400}”|„[^“”\n]{1,400}[“”]|«[^»\n]{1,400}»|(?<!\w)'[^'\n]{3,400}'(?!\w)|`[^`\n]{1,200}`"
+)
 QUOTE_MARK = "\N{REFERENCE MARK}"
 """Stands where a quotation was; a clause with it says something about other words."""
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St|vs)\.)(?<!\b(?:Mrs|e\.g|i\.e|etc)\.)[\"')\]]*\s+|\n+|(?<=[。！？])")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?…])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St|vs)\.)(?<!\b(?:Mrs|e\.g|i\.e|etc)\.)[\"')\]]*\s+|\n+|(?<=[。！？])"
+)
 _QUESTION_WORDS: Final = frozenset(
     """what what's whats who who's whom whose where where's when when's why how how's which can could do does did am is
     are was were should would will shall may has have had isn't aren't doesn't didn't can't couldn't wouldn't

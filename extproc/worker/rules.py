@@ -53,7 +53,10 @@ _CONFIRMS = re.compile(
     re.IGNORECASE,
 )
 _DENIES = re.compile(r"\b(?:no|not|wrong|don't|doesn't|isn't|but|instead|actually|wait)\b", re.IGNORECASE)
-_GO_AHEAD = re.compile(r"(?:yes|ok|okay|sure|please|great)?[,.! ]*(?:go ahead|do it|let's (?:do|go)|yes,? please|book it|send it)\b", re.IGNORECASE)
+_GO_AHEAD = re.compile(
+    r"(?:yes|ok|okay|sure|please|great)?[,.! ]*(?:go ahead|do it|let's (?:do|go)|yes,? please|book it|send it)\b",
+    re.IGNORECASE,
+)
 _SAID_BY_SOMEBODY = re.compile(r"[,.]?\s+said (?:the|a|he|she)\b", re.IGNORECASE)
 
 

@@ -15,7 +15,9 @@ _SINGLE: Final = frozenset(
 )
 _SINGLE_OF_AN_OBJECT: Final = frozenset({"favourite", "deadline", "tool", "attribute"})
 """One value for each object: one favourite colour, one tool for deployment. Without an object they may have many."""
-ABOUT_THINGS: Final = frozenset({"like", "diet", "allergy", "tool", "habit", "owns", "speaks", "prefer", "rule", "health"})
+ABOUT_THINGS: Final = frozenset(
+    {"like", "diet", "allergy", "tool", "habit", "owns", "speaks", "prefer", "rule", "health"}
+)
 """What is so of many things at once, and of each thing it is so or it is not."""
 
 
