@@ -147,7 +147,9 @@ def judge(label: Label, extractor: Extractor) -> tuple[Score, Miss | None]:
         if expected.correction:
             score.to_correct += 1
             score.corrections += fact.is_correction
-    said = [memory for memory in memories if memory.slot == EPISODE and memory.subject == "user"]
+    # A turn that is its own statement (`Bob likes mushrooms.`) is kept once, as the fact.
+    said = [memory for memory in memories if memory.subject != "assistant" and memory.quote in {memory.content, label.user}]
+    said += [memory for memory in memories if memory.slot == EPISODE and memory.subject == "user"]
     answered = [memory for memory in memories if memory.subject == "assistant"]
     if label.episode is not None:
         score.episodes += 1

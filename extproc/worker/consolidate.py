@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 from extproc.memory.model import Memory, Namespace, content_hash
 from extproc.memory.text import stems
 from extproc.worker.extract import EPISODE, USER, Extracted, normalised
-from extproc.worker.slots import is_single_valued, kind_of
+from extproc.worker.slots import WIDE_PLACES, is_single_valued, kind_of
 
 __all__ = [
     "Add",
@@ -216,6 +216,8 @@ def _decide(candidate: Candidate, shelf: _Shelf) -> Decision:
         if rival.polarity == new.polarity and _is_same_value(rival.value, new.value):
             return _merged(rival, new)
     contradicted = [rival for rival in rivals if _contradicts(new, rival)]
+    if not contradicted and len(rivals) == 1 and _moves(new, rivals[0]):
+        contradicted = rivals
     if later := [rival for rival in contradicted if rival.said_at > new.at]:
         first = min(later, key=lambda rival: rival.said_at)
         return Add(candidate, first.id, first.valid_from or first.said_at)
@@ -243,8 +245,13 @@ def _contradicts(new: Extracted, old: Known) -> bool:
     return is_single_valued(new.slot) and not _is_refinement(new, old)
 
 
+def _moves(new: Extracted, old: Known) -> bool:
+    """`The deadline has changed to May 3`, where one deadline is known: it says itself that there is an older value."""
+    return new.is_correction and new.slot == "deadline" and new.polarity == old.polarity == 1
+
+
 def _is_refinement(new: Extracted, old: Known) -> bool:
-    """`Lisbon` and `Lisbon, Portugal`, `engineer` and `senior engineer`: one says more, neither is wrong.
+    """`Lisbon` and `Portugal`, `engineer` and `senior engineer`: one says more, neither is wrong.
 
     Not so where the words say that something changed, or where the values are numbers or names of one word.
     """
@@ -264,6 +271,7 @@ def _is_narrower(new: str, old: str) -> bool:
     return theirs < ours
 
 
+_WIDE: Final = frozenset(" ".join(sorted(place.split())) for place in WIDE_PLACES)
 _FILLING: Final = frozenset("a an the my their his her our very really quite of to in at for and".split())  # noqa: SIM905
 _WORD = re.compile(r"[^\W_]+(?:[.'’-][^\W_]+)*[+#]*")
 _DATE_GIVEN = re.compile(r" ?\(\d{4}(?:-\d\d){0,2}(?:/[\d-]+)?\)")

@@ -23,12 +23,12 @@ from extproc.worker.secrets import ALWAYS, redact
 from extproc.worker.slots import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import date
 
     from extproc.worker.secrets import Kind
 
-__all__ = ["EPISODE_CONFIDENCE", "MOST_EPISODES", "RuleExtractor"]
+__all__ = ["EPISODE_CONFIDENCE", "MOST_EPISODES", "RuleExtractor", "extract_episodes", "without_secrets"]
 
 EPISODE_CONFIDENCE = 0.8
 """It was said, in these words."""
@@ -69,19 +69,38 @@ class RuleExtractor:
 
     def extract(self, turns: Sequence[Turn]) -> Extraction:
         memories: list[Extracted] = []
-        redactions = 0
         for turn, following in zip_longest(turns, turns[1:]):
             said = sentences(own_words(turn.user_text))
-            for memory in (*_episodes(turn, said), *_of_the_answer(turn, following), *_facts(turn, said)):
-                clean, places = cleaned(memory, self.redacted)
-                redactions += places
-                if clean is not None:
-                    memories.append(clean)
-        cut = sum(len(turn.user_text) > MOST_CHARACTERS for turn in turns)
-        return Extraction(memories, Accounting(turns=len(turns), redacted=redactions, cut_turns=cut))
+            facts = list(_facts(turn, said))
+            told = {fact.content for fact in facts}
+            # One text is one memory: `Bob likes mushrooms.` is kept as the fact, which can be superseded.
+            episodes = [episode for episode in _episodes(turn, said) if episode.content not in told]
+            memories += [*episodes, *_of_the_answer(turn, following), *facts]
+        return without_secrets(memories, turns, self.redacted)
 
 
-def cleaned(memory: Extracted, kinds: frozenset[Kind] = ALWAYS) -> tuple[Extracted | None, int]:
+def extract_episodes(turns: Sequence[Turn], redacted: frozenset[Kind] = ALWAYS) -> Extraction:
+    """What was said, without facts: for an extractor that finds those in another way."""
+    memories: list[Extracted] = []
+    for turn, following in zip_longest(turns, turns[1:]):
+        memories += [*_episodes(turn, sentences(own_words(turn.user_text))), *_of_the_answer(turn, following)]
+    return without_secrets(memories, turns, redacted)
+
+
+def without_secrets(memories: Iterable[Extracted], turns: Sequence[Turn], kinds: frozenset[Kind]) -> Extraction:
+    """The last step of every extractor: what may be written, and the count of what was taken out."""
+    clean = []
+    redactions = 0
+    for memory in memories:
+        kept, places = _cleaned(memory, kinds)
+        redactions += places
+        if kept is not None:
+            clean.append(kept)
+    cut = sum(len(turn.user_text) > MOST_CHARACTERS for turn in turns)
+    return Extraction(clean, Accounting(turns=len(turns), redacted=redactions, cut_turns=cut))
+
+
+def _cleaned(memory: Extracted, kinds: frozenset[Kind]) -> tuple[Extracted | None, int]:
     """The memory without secrets, and how many were taken out.
 
     None: nothing is left of it. A fact whose value is a secret is none; an episode is kept around it.

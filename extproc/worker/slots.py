@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ABOUT_THINGS", "is_single_valued", "kind_of", "slot"]
+__all__ = ["WIDE_PLACES", "is_single_valued", "kind_of", "slot"]
 
 _SINGLE: Final = frozenset(
     """name home employer role age birthday timezone language origin location email phone manager boss doctor landlord
@@ -15,10 +15,20 @@ _SINGLE: Final = frozenset(
 )
 _SINGLE_OF_AN_OBJECT: Final = frozenset({"favourite", "deadline", "tool", "attribute"})
 """One value for each object: one favourite colour, one tool for deployment. Without an object they may have many."""
-ABOUT_THINGS: Final = frozenset(
-    {"like", "diet", "allergy", "tool", "habit", "owns", "speaks", "prefer", "rule", "health"}
+WIDE_PLACES: Final = frozenset(
+    """africa, albania, alemania, algeria, allemagne, america, argentina, armenia, asia, australia, austria,
+    bangladesh, belarus, belgium, bolivia, bosnia, brazil, bulgaria, canada, chile, china, colombia, croatia,
+    cuba, cyprus, czech republic, czechia, denmark, deutschland, ecuador, egypt, england, espagne, españa,
+    estonia, ethiopia, eu, europe, finland, france, francia, frankreich, georgia, germany, ghana, great britain,
+    greece, holland, hungary, iceland, india, indonesia, iran, iraq, ireland, israel, italia, italie, italien,
+    italy, japan, kenya, korea, latvia, lithuania, luxembourg, malaysia, malta, mexico, morocco, nepal,
+    netherlands, new zealand, nigeria, northern ireland, norway, pakistan, peru, philippines, poland, portugal,
+    qatar, romania, russia, saudi arabia, scandinavia, schweiz, scotland, serbia, slovakia, slovenia, south
+    africa, south korea, spain, spanien, sri lanka, suisse, sweden, switzerland, taiwan, tanzania, thailand,
+    tunisia, turkey, uae, uganda, uk, ukraine, united kingdom, united states, uruguay, us, usa, venezuela,
+    vietnam, wales, österreich""".replace("\n   ", "").split(", ")
 )
-"""What is so of many things at once, and of each thing it is so or it is not."""
+"""Countries and continents: beside a town in one, they say less and nothing else."""
 
 
 def slot(kind: str, thing: str = "") -> str:
