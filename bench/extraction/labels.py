@@ -64,7 +64,8 @@ class Label:
     @classmethod
     def parse(cls, row: dict[str, Any]) -> Self:
         return cls(
-            row["id"], row["kind"], row["user"], tuple(ExpectedFact(**fact) for fact in row["facts"]), row.get("episode"),
+            row["id"], row["kind"], row["user"],
+            tuple(ExpectedFact(**fact) for fact in row["facts"]), row.get("episode"),
             row.get("assistant", ""), row.get("then", ""), row.get("answer_kept"),
         )  # fmt: skip
 
@@ -148,7 +149,9 @@ def judge(label: Label, extractor: Extractor) -> tuple[Score, Miss | None]:
             score.to_correct += 1
             score.corrections += fact.is_correction
     # A turn that is its own statement (`Bob likes mushrooms.`) is kept once, as the fact.
-    said = [memory for memory in memories if memory.subject != "assistant" and memory.quote in {memory.content, label.user}]
+    said = [
+        memory for memory in memories if memory.subject != "assistant" and memory.quote in {memory.content, label.user}
+    ]
     said += [memory for memory in memories if memory.slot == EPISODE and memory.subject == "user"]
     answered = [memory for memory in memories if memory.subject == "assistant"]
     if label.episode is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from bench.extraction.labels import SAID_AT
 from extproc.memory.model import Namespace
-from extproc.worker.consolidate import Candidate, Decision, Known, Merge, Supersede, consolidate, memory_id
-from extproc.worker.extract import EPISODE, Extracted, Extractor, Turn
+from extproc.worker.consolidate import Add, Candidate, Decision, Known, Merge, Supersede, consolidate, memory_id
+from extproc.worker.extract import Extractor, Turn
 
 PAIRS = Path(__file__).parents[2] / "tests" / "extraction" / "pairs.jsonl"
 BETWEEN = timedelta(days=90)
@@ -51,17 +51,16 @@ def read_pairs(path: Path = PAIRS) -> list[Pair]:
 
 def decide(pair: Pair, extractor: Extractor) -> list[Decision]:
     """What becomes of the later turn beside the memories of the earlier one."""
-    known: list[Known] = []
-    for decision in consolidate(_candidates("earlier", pair.earlier, extractor, SAID_AT - BETWEEN), []):
-        if isinstance(decision, Supersede) or hasattr(decision, "candidate"):
-            known.append(as_known(decision.candidate))
+    first = consolidate(_candidates("earlier", pair.earlier, extractor, SAID_AT - BETWEEN), [])
+    known = [as_known(decision.candidate) for decision in first if isinstance(decision, Add | Supersede)]
     return consolidate(_candidates("later", pair.later, extractor, SAID_AT), known)
 
 
 def as_known(candidate: Candidate) -> Known:
     new = candidate.extracted
     return Known(
-        candidate.id, new.content, new.at, new.confidence, new.subject, new.slot, new.value, new.polarity, new.valid_from
+        candidate.id, new.content, new.at, new.confidence, new.subject, new.slot, new.value, new.polarity,
+        new.valid_from,
     )  # fmt: skip
 
 
@@ -82,6 +81,6 @@ def judge_pairs(pairs: list[Pair], extractor: Extractor) -> PairScore:
     return score
 
 
-def _candidates(session: str, text: str, extractor: Extractor, at: object) -> list[Candidate]:
-    turn = Turn(session, 0, text, "", at)  # type: ignore[arg-type]
+def _candidates(session: str, text: str, extractor: Extractor, at: datetime) -> list[Candidate]:
+    turn = Turn(session, 0, text, "", at)
     return [Candidate(memory_id(NAMESPACE, session, one), one) for one in extractor.extract([turn]).memories]

@@ -29,16 +29,20 @@ _MOST_CLAUSES = 12
 """Of one sentence: more is a list."""
 
 RELATIONS: Final = (
-    "sister|brother|mother|father|mum|mom|dad|wife|husband|partner|girlfriend|boyfriend|fiancée?|son|daughter|child|kid|baby|"
-    "cousin|uncle|aunt|niece|nephew|grandmother|grandfather|grandma|grandpa|boss|manager|colleague|coworker|co-worker|friend|"
+    "sister|brother|mother|father|mum|mom|dad|wife|husband|partner|girlfriend|boyfriend|fiancée?|son|"
+    "daughter|child|kid|baby|"
+    "cousin|uncle|aunt|niece|nephew|grandmother|grandfather|grandma|grandpa|boss|manager|colleague|"
+    "coworker|co-worker|friend|"
     "best friend|roommate|flatmate|housemate|neighbou?r|dog|cat|horse|rabbit|landlord|doctor|dentist|therapist|teacher|"
-    "ex-wife|ex-husband|ex|twin|stepson|stepdaughter|mother-in-law|father-in-law|in-laws|parents|kids|children|assistant|"
+    "ex-wife|ex-husband|ex|twin|stepson|stepdaughter|mother-in-law|father-in-law|in-laws|parents|kids|"
+    "children|assistant|"
     "company|team|startup|start-up|business|employer|band|school"
 )
 
 # `I'm` and `I am` must read alike. The apostrophes of possessives stay.
 _CONTRACTED: Final = re.compile(
-    r"\b(?:(can)'?t|(won)'t|(shan)'t|(\w{2,7})n't|(i)'?m|(we|you|they)'re|(i|we|you|they)'ve|(i|we|you|they|he|she|it)'d"
+    r"\b(?:(can)'?t|(won)'t|(shan)'t|(\w{2,7})n't|(i)'?m|(we|you|they)'re|(i|we|you|they)'ve|(i|we|you|"
+    r"they|he|she|it)'d"
     r"|(i|we|you|they|he|she|it)'ll|(name|that|it|he|she|what|who|here|there)'s)\b(?!')",
     re.IGNORECASE,
 )
@@ -61,43 +65,56 @@ _JOKES = re.compile(
     re.IGNORECASE,
 )
 _PLAY = re.compile(
-    r"\b(?:role-?play\w*|pretend\w*|act as|you are now|you're now|imagin\w+|hypothetical\w*|suppos(?:e|ing)|assum(?:e|ing)"
-    r"|let'?s say|let us say|say that|for example|for instance|e\.g\.|what if|in the (?:song|film|movie|book|story|novel)"
+    r"\b(?:role-?play\w*|pretend\w*|act as|you are now|you're now|imagin\w+|hypothetical\w*|suppos(?:e|ing)"
+    r"|assum(?:e|ing)"
+    r"|let'?s say|let us say|say that|for example|for instance|e\.g\.|what if|in the (?:song|film|movie|"
+    r"book|story|novel)"
     r"|in character|my character|once upon a time|stell dir vor|imaginons|supongamos)\b",
     re.IGNORECASE,
 )
 _TEXT_WORK = re.compile(
-    r"^(?:please |can you |could you |kindly |now )*(?:translate|rewrite|rephrase|paraphrase|proofread|proof-read|correct this|"
-    r"summari[sz]e|fix the (?:grammar|spelling|text)|improve (?:this|the)|edit this|shorten|simplify|analy[sz]e (?:this|the)|"
+    r"^(?:please |can you |could you |kindly |now )*(?:translate|rewrite|rephrase|paraphrase|proofread|"
+    r"proof-read|correct this|"
+    r"summari[sz]e|fix the (?:grammar|spelling|text)|improve (?:this|the)|edit this|shorten|simplify|"
+    r"analy[sz]e (?:this|the)|"
     r"classify|übersetze|traduis|traduce)\b",
     re.IGNORECASE,
 )
 _DOUBTFUL = re.compile(
-    r"\b(?:if|unless|whether|in case|maybe|perhaps|possibly|probably|might|could|would(?! (?:rather|prefer|like (?:you|all|my|the|short|long)))"
+    r"\b(?:if|unless|whether|in case|maybe|perhaps|possibly|probably|might|could|would(?! (?:rather|prefer|"
+    r"like (?:you|all|my|the|short|long)))"
     r"|should|wish|wonder|hope|not sure|doubt|think about|thinking of|feel like|as though|basically|practically|"
-    r"not true that|never said|said that|told me|nobody|no one|wenn|falls|vielleicht|würde|wäre|hätte|peut-être|quizás|tal vez|ojalá)\b"
+    r"not true that|never said|said that|told me|nobody|no one|wenn|falls|vielleicht|würde|wäre|hätte|"
+    r"peut-être|quizás|tal vez|ojalá)\b"
     r"|\bdo not think\b|\bsi (?:je|j'|yo)\b",
     re.IGNORECASE,
 )
 _LEAD = re.compile(
-    r"(?P<word>well|oh|also|so|and|but|fyi|hi|hello|hey|hi there|hello there|thanks|thank you|sorry|okay|ok|yes|yeah|no|note|note that|just so you know|"
-    r"for context|for the record|honestly|great|btw|by the way|remember that|remember|please note|please note that|please remember that|to be clear|"
-    r"as you know|as i said|anyway|context|background|about me|update|edit|reminder|me|then|because|since|though|although|while|"
+    r"(?P<word>well|oh|also|so|and|but|fyi|hi|hello|hey|hi there|hello there|thanks|thank you|sorry|okay|"
+    r"ok|yes|yeah|no|note|note that|just so you know|"
+    r"for context|for the record|honestly|great|btw|by the way|remember that|remember|please note|please "
+    r"note that|please remember that|to be clear|"
+    r"as you know|as i said|anyway|context|background|about me|update|edit|reminder|me|then|because|since|"
+    r"though|although|while|"
     r"i think|i guess|i believe|of course|"
-    r"(?P<correction>actually|correction|in fact|i changed my mind|i have changed my mind|i misspoke|scratch that|wait)|turns out|it turns out|"
+    r"(?P<correction>actually|correction|in fact|i changed my mind|i have changed my mind|i misspoke|"
+    r"scratch that|wait)|turns out|it turns out|"
     r"turns out that|i meant(?= i\b| my\b))(?P<colon>[,:!. –-]+)",
     re.IGNORECASE,
 )
 _COLON = re.compile(r":(?=\s|$)")
 _BREAK = re.compile(
-    r"\s*;\s*|\s+[–—-]\s+|[,.!]?\s+(?:and|but|so|because|while|although|though|whereas|since|und|aber|et|mais|y|pero)\s+"
-    r"(?=(?:i|we|my|our|please|never|always|call|do|he|she|they|it|ich|wir|mein|meine|je|nous|mon|ma|the)\b|j'|(?:soy|vivo|trabajo|tengo|me|no)\b)"
+    r"\s*;\s*|\s+[–—-]\s+|[,.!]?\s+(?:and|but|so|because|while|although|though|whereas|since|und|aber|et|"
+    r"mais|y|pero)\s+"
+    r"(?=(?:i|we|my|our|please|never|always|call|do|he|she|they|it|ich|wir|mein|meine|je|nous|mon|ma|the)"
+    r"\b|j'|(?:soy|vivo|trabajo|tengo|me|no)\b)"
     r"|,\s+(?=(?:i|we|my|our|please|never|call|he|she|they|ich|je|it)\b|so\b|but\b|because\b)",
     re.IGNORECASE,
 )
 _SHARED_SUBJECT = re.compile(
     r"(?<=\w),?\s+(?:and|but|und|et|y)\s+(?=(?:also |now |always |never |then |really )?"
-    r"(?:work|live|love|hate|like|prefer|studied|study|use|speak|have|has|drink|eat|am|is|are|do not|does not|moved|run|own|enjoy|"
+    r"(?:work|live|love|hate|like|prefer|studied|study|use|speak|have|has|drink|eat|am|is|are|do not|does "
+    r"not|moved|run|own|enjoy|"
     r"dislike|cannot|teach|play|go|bin|arbeite|wohne|habe|mag|trabajo|vivo|tengo|soy)s?\b)",
     re.IGNORECASE,
 )
@@ -107,15 +124,16 @@ _REASON = re.compile(
     re.IGNORECASE,
 )
 _OF_RELATION = re.compile(
-    rf"(?:[Mm]y|[Oo]ur) (?:(?:older|younger|eldest|oldest|youngest|little|big|late|new|old) )?(?P<relation>(?i:{RELATIONS}))"
+    r"(?:[Mm]y|[Oo]ur) (?:(?:older|younger|eldest|oldest|youngest|little|big|late|new|old) )"
+    rf"?(?P<relation>(?i:{RELATIONS}))"
     r"(?:,? (?P<name>[A-ZÀ-Þ][\w'-]{1,30})(?=,? [a-z]),?)? (?P<rest>.+)"
 )
 _NAMED = re.compile(r"(?P<name>[A-ZÀ-Þ][a-zà-ÿ]{1,20}(?: [A-ZÀ-Þ][a-zà-ÿ]{1,20})?) (?P<rest>[a-z].+)")
 _NO_NAME: Final = frozenset(
-    """the this that these those it he she they you we who what which there here everyone everybody someone somebody nobody
-    nothing everything something one people my our your his her its their a an no not some many most all both each every
-    any other another such please never always call stop keep use do let make write tell give show add want need just
-    also then now today tomorrow yesterday code python life time work home school god""".split()  # noqa: SIM905
+    """the this that these those it he she they you we who what which there here everyone everybody someone somebody
+    nobody nothing everything something one people my our your his her its their a an no not some many most all
+    both each every any other another such please never always call stop keep use do let make write tell give show
+    add want need just also then now today tomorrow yesterday code python life time work home school god""".split()  # noqa: SIM905
 )
 
 

@@ -139,7 +139,8 @@ def fact_metadata(extracted: Extracted) -> dict[str, object]:
     fact: dict[str, object] = {"said_at": extracted.at.isoformat()}
     if extracted.slot:
         fact |= {
-            "subject": extracted.subject, "slot": extracted.slot, "value": extracted.value, "polarity": extracted.polarity,
+            "subject": extracted.subject, "slot": extracted.slot, "value": extracted.value,
+            "polarity": extracted.polarity,
         }  # fmt: skip
     return {**extracted.metadata, **fact}
 
@@ -202,7 +203,8 @@ class _Shelf:
 def _known(candidate: Candidate) -> Known:
     new = candidate.extracted
     return Known(
-        candidate.id, new.content, new.at, new.confidence, new.subject, new.slot, new.value, new.polarity, new.valid_from,
+        candidate.id, new.content, new.at, new.confidence, new.subject, new.slot, new.value, new.polarity,
+        new.valid_from,
         candidate.vector, content_hash(new.content),
     )  # fmt: skip
 
@@ -258,11 +260,17 @@ def _is_refinement(new: Extracted, old: Known) -> bool:
     if new.is_correction:
         return False
     ours, theirs = _words(new.value), _words(old.value)
+    if new.slot in {"home", "origin"} and _is_wide(ours) != _is_wide(theirs):
+        return True
     return (
         bool(ours and theirs)
         and (ours < theirs or theirs < ours)
         and kind_of(new.slot) in {"home", "role", "employer", "origin"}
     )
+
+
+def _is_wide(place: frozenset[str]) -> bool:
+    return " ".join(sorted(place)) in _WIDE
 
 
 def _is_narrower(new: str, old: str) -> bool:

@@ -32,8 +32,12 @@ class Fact:
 
 
 FACTUAL, PREFERENCE, BEHAVIORAL, PROCEDURAL, EPISODIC = (
-    Category.FACTUAL, Category.PREFERENCE, Category.BEHAVIORAL, Category.PROCEDURAL, Category.EPISODIC,
-)  # fmt: skip
+    Category.FACTUAL,
+    Category.PREFERENCE,
+    Category.BEHAVIORAL,
+    Category.PROCEDURAL,
+    Category.EPISODIC,
+)
 
 _V = r"(?P<v>[^,;()\n※]{1,90})"
 _NUMBER_WORDS: Final = (
@@ -42,17 +46,24 @@ _NUMBER_WORDS: Final = (
 )
 _LANGUAGES: Final = (
     "English|German|French|Spanish|Portuguese|Italian|Dutch|Polish|Czech|Russian|Ukrainian|Turkish|Arabic|Hebrew|Hindi|"
-    "Urdu|Bengali|Tamil|Japanese|Korean|Chinese|Mandarin|Cantonese|Vietnamese|Thai|Swedish|Norwegian|Danish|Finnish|Greek|"
-    "Hungarian|Romanian|Bulgarian|Croatian|Serbian|Slovak|Catalan|Basque|Irish|Welsh|Persian|Farsi|Indonesian|Malay|Swahili"
+    "Urdu|Bengali|Tamil|Japanese|Korean|Chinese|Mandarin|Cantonese|Vietnamese|Thai|Swedish|Norwegian|"
+    "Danish|Finnish|Greek|"
+    "Hungarian|Romanian|Bulgarian|Croatian|Serbian|Slovak|Catalan|Basque|Irish|Welsh|Persian|Farsi|"
+    "Indonesian|Malay|Swahili"
 )
 _OCCUPATIONS: Final = (
-    "nurse|doctor|physician|surgeon|dentist|vet|veterinarian|pharmacist|paramedic|midwife|therapist|psychologist|teacher|"
-    "professor|lecturer|tutor|student|researcher|scientist|physicist|chemist|biologist|mathematician|statistician|economist|"
-    "engineer|developer|programmer|architect|designer|analyst|administrator|consultant|accountant|auditor|banker|lawyer|"
-    "attorney|solicitor|paralegal|judge|journalist|editor|writer|author|translator|librarian|photographer|musician|pianist|"
+    "nurse|doctor|physician|surgeon|dentist|vet|veterinarian|pharmacist|paramedic|midwife|therapist|"
+    "psychologist|teacher|"
+    "professor|lecturer|tutor|student|researcher|scientist|physicist|chemist|biologist|mathematician|"
+    "statistician|economist|"
+    "engineer|developer|programmer|architect|designer|analyst|administrator|consultant|accountant|auditor|"
+    "banker|lawyer|"
+    "attorney|solicitor|paralegal|judge|journalist|editor|writer|author|translator|librarian|photographer|"
+    "musician|pianist|"
     "painter|actor|actress|director|producer|chef|cook|baker|barista|waiter|waitress|bartender|butcher|farmer|gardener|"
     "florist|carpenter|plumber|electrician|mechanic|welder|builder|driver|pilot|sailor|soldier|firefighter|policeman|"
-    "police officer|officer|manager|founder|co-founder|entrepreneur|freelancer|contractor|recruiter|salesman|salesperson|"
+    "police officer|officer|manager|founder|co-founder|entrepreneur|freelancer|contractor|recruiter|"
+    "salesman|salesperson|"
     "hairdresser|tailor|secretary|receptionist|intern|apprentice|trainee|CEO|CTO|CFO|COO|VP|product owner|scrum master|"
     "data engineer|sysadmin|DBA|SRE|postdoc|PhD student|social worker|realtor|estate agent|landlord|pensioner|retiree"
 )
@@ -61,27 +72,36 @@ _ILLNESSES: Final = (
     "hypertension|insomnia|tinnitus|Crohn's(?: disease)?|IBS|anxiety|depression|a pacemaker|a heart condition|hay fever"
 )
 _CONDITIONS: Final = (
-    "diabetic|asthmatic|colou?r[- ]?blind|deaf|blind|pregnant|epileptic|dyslexic|autistic|hard of hearing|coeliac|celiac|"
+    "diabetic|asthmatic|colou?r[- ]?blind|deaf|blind|pregnant|epileptic|dyslexic|autistic|hard of hearing|"
+    "coeliac|celiac|"
     "anaemic|anemic|visually impaired|in a wheelchair|a wheelchair user"
 )
 _DIETS: Final = (
     "vegan|vegetarian|pescatarian|pescetarian|keto|kosher|halal|gluten[- ]free|teetotal|teetotaller|flexitarian"
 )
 _OWNED: Final = (
-    "kids?|children|child|sons?|daughters?|siblings?|brothers?|sisters?|dogs?|cats?|horses?|rabbits?|hamsters?|parrots?|"
-    "chickens|pets?|cars?|bikes?|motorbikes?|motorcycles?|vans?|boats?|houses?|flats?|apartments?|gardens?|grandchildren|"
+    "kids?|children|child|sons?|daughters?|siblings?|brothers?|sisters?|dogs?|cats?|horses?|rabbits?|"
+    "hamsters?|parrots?|"
+    "chickens|pets?|cars?|bikes?|motorbikes?|motorcycles?|vans?|boats?|houses?|flats?|apartments?|gardens?|"
+    "grandchildren|"
     "twins|piano|guitar|violin|driving licen[cs]e|mortgage|allotment|cottage"
 )
 _PRESENT_HABIT: Final = (
-    "take|drink|eat|get up|wake up|wake|go|work|run|walk|cycle|swim|buy|deploy|travel|fly|drive|read|cook|sleep|pay|wear|"
-    "smoke|train|meet|start my|start work|order|book|shop|ship|release|test|review|write|commute|meditate|skip|have breakfast|"
+    "take|drink|eat|get up|wake up|wake|go|work|run|walk|cycle|swim|buy|deploy|travel|fly|drive|read|cook|"
+    "sleep|pay|wear|"
+    "smoke|train|meet|start my|start work|order|book|shop|ship|release|test|review|write|commute|meditate|"
+    "skip|have breakfast|"
     "have lunch|have dinner|play|watch|listen|study|practi[sc]e"
 )
 _INSTRUCTION: Final = (
-    "use|add|write|include|call|say|start|end|explain|apologi[sz]e|ask|mention|put|give|show|format|keep|answer|reply|respond|"
+    "use|add|write|include|call|say|start|end|explain|apologi[sz]e|ask|mention|put|give|show|format|keep|"
+    "answer|reply|respond|"
     "address|translate|summari[sz]e|quote|cite|send|suggest|recommend|make|speak|talk|be|assume"
 )
-_DAY_NAME = r"(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday|weekend|weekday|day|week|month|morning|evening|night|year|summer|winter)"
+_DAY_NAME = (
+    r"(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday|weekend|weekday|day|week|month|morning|"
+    r"evening|night|year|summer|winter)"
+)
 _MONTH: Final = "January|February|March|April|May|June|July|August|September|October|November|December"
 _TASTE = r"(?:really |absolutely |also |just |still |truly |generally |usually |kind of )?"
 
@@ -103,28 +123,39 @@ class _Said:
 
 
 _NEGATION = re.compile(
-    r"(?:(?P<never>never )|(?P<do>(?:do|does) not (?:really |even |actually |currently )?)|(?P<longer>(?:do |does )?no longer )"
-    r"|(?P<be_longer>(?:am|is|are) no longer )|(?P<be>(?:am|is|are) not (?:actually |really )?)|(?P<cannot>cannot (?!stand|bear))"
+    r"(?:(?P<never>never )|(?P<do>(?:do|does) not (?:really |even |actually |currently )?)|"
+    r"(?P<longer>(?:do |does )?no longer )"
+    r"|(?P<be_longer>(?:am|is|are) no longer )|(?P<be>(?:am|is|are) not (?:actually |really )?)|"
+    r"(?P<cannot>cannot (?!stand|bear))"
     r"|(?P<past>used to (?!it\b|be able))|(?P<did>(?:did|was|were|have|has|had|will) not ))",
     re.IGNORECASE,
 )
 _ANY_MORE = re.compile(r" any ?(?:more|longer)$| after all$", re.IGNORECASE)
 _ADVERBS = re.compile(
-    r"(?:(?P<now>now)|just|currently|also|still|mostly|mainly|originally|actually|recently|really|already|usually(?= live)|both|all|only(?= use)) ",
+    (
+        r"(?:(?P<now>now)|just|currently|also|still|mostly|mainly|originally|actually|recently|really|already|"
+        r"usually(?= live)|both|all|only(?= use)) "
+    ),
     re.IGNORECASE,
 )
 _AUXILIARY_NOW = re.compile(
-    r"(?P<be>am|is|are|have|has) (?P<adverb>now|just|currently|also|still|originally|actually|recently|finally|already) ",
+    (
+        r"(?P<be>am|is|are|have|has) (?P<adverb>now|just|currently|also|still|originally|actually|recently|"
+        r"finally|already) "
+    ),
     re.IGNORECASE,
 )
 _VALUE_END = re.compile(
-    r"\s+(?:because|since|so that|so|but|when|while|which|who|where|as well|too|these days|at the moment|right now|now|anyway|"
-    r"though|please|instead(?! of)|by the way|btw|originally|as you know|with my|for now|at all|anymore|any more|and (?:i|we|it|he|she|they|that|have|need|want)|"
+    r"\s+(?:because|since|so that|so|but|when|while|which|who|where|as well|too|these days|at the moment|"
+    r"right now|now|anyway|"
+    r"though|please|instead(?! of)|by the way|btw|originally|as you know|with my|for now|at all|anymore|"
+    r"any more|and (?:i|we|it|he|she|they|that|have|need|want)|"
     r"to me|for everything|last|next|this (?:week|month|year|summer|winter)|yesterday|today|tomorrow|ago)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 _EMPTY_VALUE = re.compile(
-    r"(?:it|this|that|these|those|them|you|your|him|her|us|me|anything|nothing|everything|something|here|there|one|ones|how|what|"
+    r"(?:it|this|that|these|those|them|you|your|him|her|us|me|anything|nothing|everything|something|here|"
+    r"there|one|ones|how|what|"
     r"when|why|the (?:first|second|third|last|other|idea|way|sound|look|fact|part|result|answer|suggestion|option))\b",
     re.IGNORECASE,
 )
@@ -206,7 +237,25 @@ _IRREGULAR: Final = {
     "cannot": "cannot",
 }
 _PAST_FORMS: Final = frozenset(
-    "moved grew started joined left quit switched changed migrated relocated resigned turned became was had got bought".split()  # noqa: SIM905
+    [
+        "moved",
+        "grew",
+        "started",
+        "joined",
+        "left",
+        "quit",
+        "switched",
+        "changed",
+        "migrated",
+        "relocated",
+        "resigned",
+        "turned",
+        "became",
+        "was",
+        "had",
+        "got",
+        "bought",
+    ]
 )
 
 
@@ -307,7 +356,10 @@ def _home(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value, end = _value(match)
     value = re.sub(r"\s+(?:with|for|on|as|and)\b.*", "", value)
     if not value or re.match(
-        r"(?:the (?:office|past|future|moment|moon|sea)|fear|hope|denial|my|your|our|this|that|a (?:world|cave|simulation|shell|bubble))\b",
+        (
+            r"(?:the (?:office|past|future|moment|moon|sea)|fear|hope|denial|my|your|our|this|that|a (?:world|cave|"
+            r"simulation|shell|bubble))\b"
+        ),
         value,
         re.IGNORECASE,
     ):
@@ -517,7 +569,10 @@ def _prefer(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     parts = re.split(r" (?:over|to|rather than|instead of|than) ", value, maxsplit=1)
     if _EMPTY_VALUE.match(parts[0]) and not parts[1:]:
         return
-    told = f"{_subject_words(said.clause.subject)} {'prefers' if said.polarity > 0 else 'does not prefer'} {third_person(value)}"
+    told = (
+        f"{_subject_words(said.clause.subject)} {'prefers' if said.polarity > 0 else 'does not prefer'} "
+        f"{third_person(value)}"
+    )
     yield Fact(
         said.clause.subject, "prefer", third_person(parts[0]), told, PREFERENCE, said.polarity, said.is_correction
     )
@@ -527,7 +582,10 @@ def _habit(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     often = match["often"].lower()
     polarity = -said.polarity if often == "never" else said.polarity
     value = third_person(_VALUE_END.sub("", match["v"]).strip())
-    told = f"{_subject_words(said.clause.subject)} {often} {_conjugated(value) if said.clause.person != 'other' else value}"
+    told = (
+        f"{_subject_words(said.clause.subject)} {often} "
+        f"{_conjugated(value) if said.clause.person != 'other' else value}"
+    )
     if said.polarity > 0:
         yield Fact(said.clause.subject, "habit", value, told, BEHAVIORAL, polarity, said.is_correction)
 
@@ -730,52 +788,214 @@ def _row(heads: str, pattern: str, build: Build) -> _Row:
 
 _BE = r"(?:am|is|are|was|were)"
 _PREDICATES: Final = (
-    _row("live lives living am is are reside resides", rf"(?:(?:live|lives|reside|resides)|{_BE} (?:living|based|residing)) (?:in|at|near) {_V}", _home),
-    _row("moved relocated have has", rf"(?:have |has )?(?:just |recently )?(?:moved|relocated) (?:from (?P<source>[A-Z][\w .-]{{1,40}}?) )?to {_V}", _moved),
-    _row("moved switched migrated changed have has", rf"(?:have |has )?(?:switched|migrated|changed|moved) (?:from (?P<source>[\w .#+-]{{1,40}}?) )to {_V}", _switched),
+    _row(
+        "live lives living am is are reside resides",
+        rf"(?:(?:live|lives|reside|resides)|{_BE} (?:living|based|residing)) (?:in|at|near) {_V}",
+        _home,
+    ),
+    _row(
+        "moved relocated have has",
+        (
+            r"(?:have |has )?(?:just |recently )?(?:moved|relocated) (?:from (?P<source>[A-Z][\w .-]{1,40}?) )"
+            rf"?to {_V}"
+        ),
+        _moved,
+    ),
+    _row(
+        "moved switched migrated changed have has",
+        rf"(?:have |has )?(?:switched|migrated|changed|moved) (?:from (?P<source>[\w .#+-]{{1,40}}?) )to {_V}",
+        _switched,
+    ),
     _row("work works working am is are", rf"(?:(?:work|works)|{_BE} working) (?:at|for) {_V}", _employer),
-    _row("started joined have has start", rf"(?:have |has )?(?:just |recently )?(?:started|joined)(?: work)?(?: working)?(?: at)? (?P<capital>){_V}", _employer),
-    _row("left quit resigned have has", rf"(?:have |has )?(?:just |recently )?(?P<gone>left|quit|resigned)(?: my job)?(?: at| from)? (?P<capital>){_V}", _employer),
-    _row("work works am is are was were", rf"(?:(?:work|works|working) as|{_BE}(?: working as)?) (?:an?|the) (?P<kind>(?:(?!bit|lot|little|fan|friend)[\w-]+ ){{0,3}})(?P<v>(?i:{_OCCUPATIONS}))\b(?! of (?:this|that|the (?:story|film)))(?: (?P<at>at|for|of|with|in) (?P<employer>[^,;()]{{1,60}}))?(?=$| )", lambda m, s: iter(()) if m[0].lower().startswith("was") else _role(m, s)),
-    _row("teach teaches", rf"{_V}", lambda m, s: iter([Fact(s.clause.subject, "role", m["v"], _told(s), FACTUAL, s.polarity)] if s.polarity > 0 and re.match(r"teach(?:es)? [a-z]{4,}", m["v"]) else [])),
+    _row(
+        "started joined have has start",
+        (
+            r"(?:have |has )?(?:just |recently )?(?:started|joined)(?: work)?(?: working)?(?: at)? (?P<capital>)"
+            rf"{_V}"
+        ),
+        _employer,
+    ),
+    _row(
+        "left quit resigned have has",
+        (
+            r"(?:have |has )?(?:just |recently )?(?P<gone>left|quit|resigned)(?: my job)?(?: at| from)? "
+            rf"(?P<capital>){_V}"
+        ),
+        _employer,
+    ),
+    _row(
+        "work works am is are was were",
+        (
+            rf"(?:(?:work|works|working) as|{_BE}(?: working as)?) (?:an?|the) (?P<kind>(?:(?!bit|lot|little|fan|"
+            rf"friend)[\w-]+ ){{0,3}})(?P<v>(?i:{_OCCUPATIONS}))\b(?! of (?:this|that|the (?:story|film)))(?: "
+            r"(?P<at>at|for|of|with|in) (?P<employer>[^,;()]{1,60}))?(?=$| )"
+        ),
+        lambda m, s: iter(()) if m[0].lower().startswith("was") else _role(m, s),
+    ),
+    _row(
+        "teach teaches",
+        rf"{_V}",
+        lambda m, s: iter(
+            [Fact(s.clause.subject, "role", m["v"], _told(s), FACTUAL, s.polarity)]
+            if s.polarity > 0 and re.match(r"teach(?:es)? [a-z]{4,}", m["v"])
+            else []
+        ),
+    ),
     _row("am is", rf"{_BE} (?:called|named|known as) {_V}", _name),
     _row("am", r"am (?P<v>[A-Z][a-zà-ÿ]{1,20})(?= from\b|$)", _introduced),
     _row("go goes", rf"goe?s? by {_V}", _name),
-    _row("changed have has", rf"(?:have |has )?changed (?:my|her|his|their) name to {_V}", lambda m, s: (replace(f, is_correction=True) for f in _name(m, s))),
+    _row(
+        "changed have has",
+        rf"(?:have |has )?changed (?:my|her|his|their) name to {_V}",
+        lambda m, s: (replace(f, is_correction=True) for f in _name(m, s)),
+    ),
     _row("am is are", rf"{_BE} (?P<v>\d{{1,3}}|{_NUMBER_WORDS})(?: years? old)?(?=$| and\b)", _age),
     _row("turned", r"turned (?P<v>\d{1,3})\b(?!%)", _age),
     _row("am is come comes are", rf"(?:{_BE}|comes?) (?:originally )?from {_V}", _origin),
     _row("grew", rf"grew up in {_V}", _origin),
-    _row("was", rf"was born in (?P<v>[A-Z][^,;()\n]{{1,60}})", lambda m, s: _origin(m, s) if s.clause.person == "i" else iter(())),
-    _row("am is are", rf"{_BE} (?:very |severely |deadly |also )?allergic to {_V}", lambda m, s: iter(()) if re.match(r"(?:mondays|work|stupid)", m["v"], re.IGNORECASE) else _list("allergy")(m, s)),
+    _row(
+        "was",
+        r"was born in (?P<v>[A-Z][^,;()\n]{1,60})",
+        lambda m, s: _origin(m, s) if s.clause.person == "i" else iter(()),
+    ),
+    _row(
+        "am is are",
+        rf"{_BE} (?:very |severely |deadly |also )?allergic to {_V}",
+        lambda m, s: (
+            iter(()) if re.match(r"(?:mondays|work|stupid)", m["v"], re.IGNORECASE) else _list("allergy")(m, s)
+        ),
+    ),
     _row("have has", r"(?:have|has) an? (?:severe |bad |mild )?(?P<v>[\w ]{2,30}) allergy", _plain("allergy")),
-    _row("am is are", rf"{_BE} (?:an? )?(?:strict |lifelong )?(?P<v>(?i:{_DIETS}))\b(?: and (?P<intolerant>\w+)[- ]intolerant)?", lambda m, s: _diet(m, s)),
-    _row("am is are", rf"{_BE} (?P<v>\w{{3,20}})[- ]intolerant\b", lambda m, s: (replace(f, statement=f"{f.statement} intolerant") for f in _plain("allergy")(m, s))),
+    _row(
+        "am is are",
+        (
+            rf"{_BE} (?:an? )?(?:strict |lifelong )?(?P<v>(?i:{_DIETS}))\b(?: and (?P<intolerant>\w+)"
+            r"[- ]intolerant)?"
+        ),
+        lambda m, s: _diet(m, s),
+    ),
+    _row(
+        "am is are",
+        rf"{_BE} (?P<v>\w{{3,20}})[- ]intolerant\b",
+        lambda m, s: (replace(f, statement=f"{f.statement} intolerant") for f in _plain("allergy")(m, s)),
+    ),
     _row("am is are", rf"{_BE} (?:also )?(?P<v>(?i:{_CONDITIONS}))\b", _plain("health")),
-    _row("have has suffer suffers", rf"(?:have|has|suffers? from) (?:also )?(?P<v>(?i:{_ILLNESSES}))\b", _plain("health")),
-    _row("speak speaks", rf"speaks? (?:fluent |some |a little |a bit of )?(?P<v>(?:(?i:{_LANGUAGES}))\b[^,;.]{{0,60}})", _list("speaks")),
-    _row("have has own owns got", rf"(?:(?:have|has)(?: got)?|own|owns|got) (?P<v>(?:(?P<none>no )|an? |one |(?:{_NUMBER_WORDS}|\d{{1,2}}) )(?:[\w-]+ ){{0,2}}(?:(?i:{_OWNED}))\b(?! (?:appointment|problem|question|accident))[^,;()]{{0,60}})", _owns),
-    _row("have has own owns", rf"(?:(?:have|has)(?: got)|own|owns) (?P<v>(?P<none>no )?an? [A-Z0-9][^,;()\n]{{1,60}})", _owns),
+    _row(
+        "have has suffer suffers", rf"(?:have|has|suffers? from) (?:also )?(?P<v>(?i:{_ILLNESSES}))\b", _plain("health")
+    ),
+    _row(
+        "speak speaks",
+        rf"speaks? (?:fluent |some |a little |a bit of )?(?P<v>(?:(?i:{_LANGUAGES}))\b[^,;.]{{0,60}})",
+        _list("speaks"),
+    ),
+    _row(
+        "have has own owns got",
+        (
+            rf"(?:(?:have|has)(?: got)?|own|owns|got) (?P<v>(?:(?P<none>no )|an? |one |(?:{_NUMBER_WORDS}|"
+            rf"\d{{1,2}}) )(?:[\w-]+ ){{0,2}}(?:(?i:{_OWNED}))\b(?! (?:appointment|problem|question|accident))"
+            r"[^,;()]{0,60})"
+        ),
+        _owns,
+    ),
+    _row(
+        "have has own owns",
+        r"(?:(?:have|has)(?: got)|own|owns) (?P<v>(?P<none>no )?an? [A-Z0-9][^,;()\n]{1,60})",
+        _owns,
+    ),
     _row("have has", r"(?:have|has) (?P<none>)(?P<v>(?:an? )?(?:car|dog|cat))$", _owns),
-    _row("drink drinks eat eats smoke smokes drive drives fly use", rf"(?P<verb>drinks?|eats?|smokes?|drives?|fly)(?: {_V})?$", lambda m, s: _abstains(m, s) if m["v"] else iter(())),
-    _row("love loves like likes enjoy enjoys adore adores hate hates dislike dislikes despise despises loathe detest cannot really absolutely", rf"{_TASTE}(?P<verb>loves?|likes?|enjoys?|adores?|hates?|dislikes?|despises?|loathe|detest|cannot stand|cannot bear) {_V}", _taste),
-    _row("am is are", rf"{_BE} (?:not )?(?:an? )?(?:really )?(?:big |huge |great )?(?:fan of|fond of|really into|into) {_V}", _list("like", PREFERENCE)),
-    _row("prefer prefers strongly would generally much", rf"(?:would )?(?:strongly |generally |much )?(?:prefers?|rather(?: have| use| get| see)?) {_V}", _prefer),
+    _row(
+        "drink drinks eat eats smoke smokes drive drives fly use",
+        rf"(?P<verb>drinks?|eats?|smokes?|drives?|fly)(?: {_V})?$",
+        lambda m, s: _abstains(m, s) if m["v"] else iter(()),
+    ),
+    _row(
+        (
+            "love loves like likes enjoy enjoys adore adores hate hates dislike dislikes despise despises loathe "
+            "detest cannot really absolutely"
+        ),
+        (
+            rf"{_TASTE}(?P<verb>loves?|likes?|enjoys?|adores?|hates?|dislikes?|despises?|loathe|detest|cannot "
+            rf"stand|cannot bear) {_V}"
+        ),
+        _taste,
+    ),
+    _row(
+        "am is are",
+        rf"{_BE} (?:not )?(?:an? )?(?:really )?(?:big |huge |great )?(?:fan of|fond of|really into|into) {_V}",
+        _list("like", PREFERENCE),
+    ),
+    _row(
+        "prefer prefers strongly would generally much",
+        rf"(?:would )?(?:strongly |generally |much )?(?:prefers?|rather(?: have| use| get| see)?) {_V}",
+        _prefer,
+    ),
     _row("use uses am is are", rf"(?:uses?|{_BE} using) {_V}", _tool),
-    _row("always usually normally typically never only often", rf"(?P<often>always|usually|normally|typically|never|only|often) (?P<v>(?:{_PRESENT_HABIT})s?\b[^;()]{{1,90}})", _habit),
-    _row("go run swim cycle meet deploy train work release ship play goes runs plays works", rf"(?P<v>(?:{_PRESENT_HABIT})(?:s|es)?\b[^;()]{{0,60}}\b(?:every|each|on) (?i:{_DAY_NAME})s?\b[^;()]{{0,40}})", lambda m, s: _regular(m, s) if re.search(r"every|each|(?:day|end)s\b", m["v"]) else iter(())),
-    _row("have has stopped quit gave given", rf"(?:have |has )?(?:stopped|quit|gave up|given up) (?P<v>\w{{3,15}}ing\b[^,;()]{{0,60}}|coffee|alcohol|sugar|meat)", _gave_up),
+    _row(
+        "always usually normally typically never only often",
+        (
+            rf"(?P<often>always|usually|normally|typically|never|only|often) (?P<v>(?:{_PRESENT_HABIT})"
+            r"s?\b[^;()]{1,90})"
+        ),
+        _habit,
+    ),
+    _row(
+        "go run swim cycle meet deploy train work release ship play goes runs plays works",
+        (
+            rf"(?P<v>(?:{_PRESENT_HABIT})(?:s|es)?\b[^;()]{{0,60}}\b(?:every|each|on) (?i:{_DAY_NAME})"
+            r"s?\b[^;()]{0,40})"
+        ),
+        lambda m, s: _regular(m, s) if re.search(r"every|each|(?:day|end)s\b", m["v"]) else iter(()),
+    ),
+    _row(
+        "have has stopped quit gave given",
+        (
+            r"(?:have |has )?(?:stopped|quit|gave up|given up) (?P<v>\w{3,15}ing\b[^,;()]{0,60}|coffee|"
+            r"alcohol|sugar|meat)"
+        ),
+        _gave_up,
+    ),
     _row("am are is", rf"{_BE} (?:planning|hoping|about) to {_V}", _plan),
     _row("am are is", rf"{_BE} going to (?!be (?:honest|fair))(?=\w+ |[A-Z]){_V}", _plan),
     _row("am are is", rf"{_BE} (?:flying|travell?ing|moving|driving|sailing|cycling) (?:back )?to {_V}", _plan),
     _row("am are is", rf"{_BE} (?:training|preparing|studying|saving) for {_V}", _plan),
-    _row("will", rf"will (?P<v>(?:start|move|fly|travel|visit|launch|leave|retire|marry|finish|graduate|join)\b[^,;()]{{2,80}})", _plan),
-    _row("want wants", rf"wants? to (?P<v>(?:run|learn|lose|quit|visit|move|start|become|travel|retire|climb|finish my)\b[^,;()]{{2,80}})", _plan),
-    _row("have has", rf"(?:have|has) (?:got )?(?P<v>(?:an?|my) (?:[\w'-]+ ){{0,3}}(?:appointment|interview|exam|flight|surgery|wedding|deadline|conference|meeting|presentation)\b[^,;()]{{0,60}})", lambda m, s: _plan(m, s) if re.search(rf"\b(?:tomorrow|tonight|today|next|(?i:{_DAY_NAME})|\d)", m["v"], re.IGNORECASE) else iter(())),
-    _row("am is are", rf"{_BE} in (?P<v>[A-Z][\w .-]{{1,40}}?) (?:until|till|through) (?P<until>[^,;]{{2,40}})", _staying),
-    _row("want", r"want (?P<v>(?:all|every|the|my|your|short|no)\b[^;()]{3,90}\b(?:from now on|always|in future))$", _wants),
-    _row("would", rf"would like (?P<v>(?:all|your|short|long)\b[^;()]{{3,90}})", _wants),
-)  # fmt: skip
+    _row(
+        "will",
+        (
+            r"will (?P<v>(?:start|move|fly|travel|visit|launch|leave|retire|marry|finish|graduate|join)"
+            r"\b[^,;()]{2,80})"
+        ),
+        _plan,
+    ),
+    _row(
+        "want wants",
+        (
+            r"wants? to (?P<v>(?:run|learn|lose|quit|visit|move|start|become|travel|retire|climb|finish my)"
+            r"\b[^,;()]{2,80})"
+        ),
+        _plan,
+    ),
+    _row(
+        "have has",
+        (
+            r"(?:have|has) (?:got )?(?P<v>(?:an?|my) (?:[\w'-]+ ){0,3}(?:appointment|interview|exam|flight|"
+            r"surgery|wedding|deadline|conference|meeting|presentation)\b[^,;()]{0,60})"
+        ),
+        lambda m, s: (
+            _plan(m, s)
+            if re.search(rf"\b(?:tomorrow|tonight|today|next|(?i:{_DAY_NAME})|\d)", m["v"], re.IGNORECASE)
+            else iter(())
+        ),
+    ),
+    _row(
+        "am is are", rf"{_BE} in (?P<v>[A-Z][\w .-]{{1,40}}?) (?:until|till|through) (?P<until>[^,;]{{2,40}})", _staying
+    ),
+    _row(
+        "want",
+        r"want (?P<v>(?:all|every|the|my|your|short|no)\b[^;()]{3,90}\b(?:from now on|always|in future))$",
+        _wants,
+    ),
+    _row("would", r"would like (?P<v>(?:all|your|short|long)\b[^;()]{3,90})", _wants),
+)
 
 
 def _diet(match: re.Match[str], said: _Said) -> Iterator[Fact]:
@@ -791,29 +1011,93 @@ def _diet(match: re.Match[str], said: _Said) -> Iterator[Fact]:
 
 _OF_THINGS: Final = (
     _row("my", rf"my (?:full |first |real |new )?name is (?:now |spelled |actually |spelt )?{_V}", _my_name),
-    _row("my our", rf"(?:my|our) (?P<thing>{RELATIONS})(?:'s name)? is (?:called |named )(?P<v>[^,;()]{{1,60}})", _named_thing),
+    _row(
+        "my our",
+        rf"(?:my|our) (?P<thing>{RELATIONS})(?:'s name)? is (?:called |named )(?P<v>[^,;()]{{1,60}})",
+        _named_thing,
+    ),
     _row("my our", rf"(?:my|our) (?P<thing>{RELATIONS})'s name is (?P<v>[^,;()]{{1,60}})", _named_thing),
     _row("my our", rf"(?:my|our) (?P<relation>{RELATIONS}) is (?P<v>[A-Z][^,;()]{{1,60}})$", _of_relation),
     _row("my our", rf"(?:my|our) (?P<relation>{RELATIONS})'s birthday is (?:on )?{_V}", _relation_birthday),
     _row("my", rf"my birthday is (?:on )?(?:the )?{_V}", _my("birthday")),
     _row("my", rf"my time ?zone is {_V}", _my("timezone")),
-    _row("my our", rf"(?:my|our) (?:all[- ]time )?(?:favou?rite|preferred) (?P<thing>[\w -]{{2,30}}?) (?:is|are) {_V}", _favourite),
-    _row("the my our", rf"(?:the|my|our) (?P<kind>deadline|due date|code freeze|release date|launch date|submission date)(?: for (?P<thing>[\w -]{{2,40}}?))? (?:is (?:now )?|will be |(?P<moved>(?:has |is |was |got |had )?(?:been )?(?:changed|moved|pushed|shifted|postponed|extended|brought forward)(?: back)? to ))(?P<v>(?:on |by )?[^,;()]{{2,60}})", _deadline),
+    _row(
+        "my our",
+        rf"(?:my|our) (?:all[- ]time )?(?:favou?rite|preferred) (?P<thing>[\w -]{{2,30}}?) (?:is|are) {_V}",
+        _favourite,
+    ),
+    _row(
+        "the my our",
+        (
+            r"(?:the|my|our) (?P<kind>deadline|due date|code freeze|release date|launch date|submission date)(?: "
+            r"for (?P<thing>[\w -]{2,40}?))? (?:is (?:now )?|will be |(?P<moved>(?:has |is |was |got |had )"
+            r"?(?:been )?(?:changed|moved|pushed|shifted|postponed|extended|brought forward)(?: back)? to ))"
+            r"(?P<v>(?:on |by )?[^,;()]{2,60})"
+        ),
+        _deadline,
+    ),
     _row("my our", r"(?:my|our) (?P<thing>(?:[\w'-]+ ){0,2}[\w'-]+) (?P<be>is|are) (?P<v>[^,;()]{1,80})", _attribute),
-)  # fmt: skip
+)
 _ORDERS: Final = (
     _row("call", rf"call me {_V}", _name),
     _row("please", rf"please call me {_V}", _name),
-    _row("everyone everybody people friends they", rf"(?:everyone|everybody|people|friends|they|my friends) calls? me {_V}", _name),
-    _row("", rf"(?:please )?(?:(?:always|from now on,?|only)(?: please)? )(?:please )?(?:answer|reply|respond|write|speak|talk)(?: to me)? (?:only )?in (?P<v>(?i:{_LANGUAGES}))\b", _answer_language),
-    _row("answer reply respond please", rf"(?:please )?(?:answer|reply|respond|write|speak)(?: to me)? (?:only )?in (?P<v>(?i:{_LANGUAGES})) (?:from now on|always|please from now on)", _answer_language),
-    _row("always never please", rf"(?P<how>(?:please )?(?:always|never)) (?P<v>(?:{_INSTRUCTION})\b[^;()]{{2,100}})", _rule_order),
-    _row("do please", rf"(?P<how>(?:please )?do not) (?P<v>(?:use|add|include|call|start|end|apologi[sz]e|address|mention|make assumptions|explain)\b[^,;()]{{2,80}})", lambda m, s: iter(()) if re.search(r"\b(?:here|this|that|yet|it)\b", m["v"]) else _rule_order(m, s)),
-    _row("stop please avoid", rf"(?P<how>(?:please )?(?:stop|avoid)) (?P<v>\w{{3,15}}ing\b[^,;()]{{2,60}})", _rule_order),
-    _row("please keep", rf"(?P<how>(?:please )?keep) (?P<v>(?:your|the|all) (?:answers|responses|replies|explanations|messages)\b[^;()]{{2,60}})", _rule_order),
-    _row("when", rf"when you [\w ]{{2,40}}, ?(?P<how>(?:please )?(?:do not|always|never)) (?P<v>[^;()]{{3,80}})", _rule_order),
-    _row("from", rf"from now on,? (?P<how>(?:please )?(?:do not|always|never|)) ?(?P<v>(?:{_INSTRUCTION})\b[^;()]{{3,80}})", _rule_order),
-)  # fmt: skip
+    _row(
+        "everyone everybody people friends they",
+        rf"(?:everyone|everybody|people|friends|they|my friends) calls? me {_V}",
+        _name,
+    ),
+    _row(
+        "",
+        (
+            r"(?:please )?(?:(?:always|from now on,?|only)(?: please)? )(?:please )?(?:answer|reply|respond|write|"
+            rf"speak|talk)(?: to me)? (?:only )?in (?P<v>(?i:{_LANGUAGES}))\b"
+        ),
+        _answer_language,
+    ),
+    _row(
+        "answer reply respond please",
+        (
+            rf"(?:please )?(?:answer|reply|respond|write|speak)(?: to me)? (?:only )?in (?P<v>(?i:{_LANGUAGES})) "
+            r"(?:from now on|always|please from now on)"
+        ),
+        _answer_language,
+    ),
+    _row(
+        "always never please",
+        rf"(?P<how>(?:please )?(?:always|never)) (?P<v>(?:{_INSTRUCTION})\b[^;()]{{2,100}})",
+        _rule_order,
+    ),
+    _row(
+        "do please",
+        (
+            r"(?P<how>(?:please )?do not) (?P<v>(?:use|add|include|call|start|end|apologi[sz]e|address|mention|"
+            r"make assumptions|explain)\b[^,;()]{2,80})"
+        ),
+        lambda m, s: iter(()) if re.search(r"\b(?:here|this|that|yet|it)\b", m["v"]) else _rule_order(m, s),
+    ),
+    _row("stop please avoid", r"(?P<how>(?:please )?(?:stop|avoid)) (?P<v>\w{3,15}ing\b[^,;()]{2,60})", _rule_order),
+    _row(
+        "please keep",
+        (
+            r"(?P<how>(?:please )?keep) (?P<v>(?:your|the|all) (?:answers|responses|replies|explanations|messages)"
+            r"\b[^;()]{2,60})"
+        ),
+        _rule_order,
+    ),
+    _row(
+        "when",
+        r"when you [\w ]{2,40}, ?(?P<how>(?:please )?(?:do not|always|never)) (?P<v>[^;()]{3,80})",
+        _rule_order,
+    ),
+    _row(
+        "from",
+        (
+            rf"from now on,? (?P<how>(?:please )?(?:do not|always|never|)) ?(?P<v>(?:{_INSTRUCTION})"
+            r"\b[^;()]{3,80})"
+        ),
+        _rule_order,
+    ),
+)
 
 # Other languages: the commonest sentences, anchored like the English ones. The statement is English, the value as said.
 
@@ -867,7 +1151,33 @@ _FOREIGN: Final = tuple(
     )
 )
 _FOREIGN_HEADS: Final = frozenset(
-    "ich wohne lebe arbeite bin heiße mag trinke esse nehme mein je j'habite j'aime j'adore m'appelle suis travaille n'aime vivo trabajo soy me no yo".split()  # noqa: SIM905
+    [
+        "ich",
+        "wohne",
+        "lebe",
+        "arbeite",
+        "bin",
+        "heiße",
+        "mag",
+        "trinke",
+        "esse",
+        "nehme",
+        "mein",
+        "je",
+        "j'habite",
+        "j'aime",
+        "j'adore",
+        "m'appelle",
+        "suis",
+        "travaille",
+        "n'aime",
+        "vivo",
+        "trabajo",
+        "soy",
+        "me",
+        "no",
+        "yo",
+    ]
 )
 
 

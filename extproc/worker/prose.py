@@ -40,7 +40,8 @@ _CODE_LINE: Final = re.compile(
         |\#include|using|namespace|struct|impl|fn|func)\ [^.!?]*[(){};=:"'<>]
     | (?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|FROM|WHERE)\ [^.!?]*[;=*(]
     | \d{4}-\d\d-\d\d[T ]\d\d:\d\d | \[?\d\d:\d\d:\d\d | \[?(?:DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL|TRACE)\b
-    | \.\.\.\ {3} | [{}\[\]<|] | [\w.-]+\ *[:=]\ *["'{\[\d] | [\w.\[\]"']+\ ?[-+*/|&]?=[^=] | \w[\w.]*\([^)]*\)[;:{]?\s*$ | //|/\*|\*/ | --- | \+\+\+ | @@
+    | \.\.\.\ {3} | [{}\[\]<|] | [\w.-]+\ *[:=]\ *["'{\[\d] | [\w.\[\]"']+\ ?[-+*/|&]?=[^=]
+    | \w[\w.]*\([^)]*\)[;:{]?\s*$ | //|/\*|\*/ | --- | \+\+\+ | @@
     )""",
     re.VERBOSE,
 )
@@ -49,7 +50,8 @@ _PROMPT = re.compile(r"\s*(?:\$|>>>|[\w@~:/.-]{1,40}[$#]) \S")
 """A command line: what follows, up to an empty line, is what it printed."""
 _INDENTED = re.compile(r"(?: {4}|\t)\S")
 _QUOTED: Final = re.compile(
-    r"\"[^\"\n]{1,400}\"|“[^”\n]{1,400}”|„[^“”\n]{1,400}[“”]|«[^»\n]{1,400}»|(?<!\w)'[^'\n]{3,400}'(?!\w)|`[^`\n]{1,200}`"
+    r"\"[^\"\n]{1,400}\"|“[^”\n]{1,400}”|„[^“”\n]{1,400}[“”]|«[^»\n]{1,400}»|(?<!\w)'[^'\n]{3,400}'(?!\w)|"
+    r"`[^`\n]{1,200}`"
 )
 QUOTE_MARK = "\N{REFERENCE MARK}"
 """Stands where a quotation was; a clause with it says something about other words."""
@@ -80,7 +82,7 @@ _MOST_PLEASANT_WORDS = 8
 
 
 def own_words(text: str) -> str:
-    """The prose of a turn, line by line, quotations included. Code, logs, tables and mail that was pasted are left out."""
+    """The prose of a turn, line by line, quotations included; code, logs, tables and pasted mail are left out."""
     text = text[:MOST_CHARACTERS].replace("\r\n", "\n").replace("\r", "\n")
     if "\n" not in text:
         return "" if _CODE_LINE.match(text) or _PROMPT.match(text) else text.strip()

@@ -41,14 +41,17 @@ _LASTING: Final = frozenset({"home", "employer", "role", "tool", "name"})
 """Slots whose date says since when it is so."""
 
 _DECIDED = re.compile(
-    r"\bi(?:'ve| have)? (?:just |now )?(?:booked|scheduled|reserved|ordered|cancell?ed|created|renamed|fixed|moved|changed|"
-    r"updated|added|removed|deleted|set|sent|deployed|merged|installed|configured|migrated|replaced|saved|registered|submitted)\b"
+    r"\bi(?:'ve| have)? (?:just |now )?(?:booked|scheduled|reserved|ordered|cancell?ed|created|renamed|"
+    r"fixed|moved|changed|"
+    r"updated|added|removed|deleted|set|sent|deployed|merged|installed|configured|migrated|replaced|saved|"
+    r"registered|submitted)\b"
     r"|\bi (?:recommend|suggest) |\b(?:agreed|decided|decision)\b|\bwe(?:'ll| will) (?:use|go with|take)\b"
     r"|\b(?:is|are|has been|have been) (?:now )?(?:booked|scheduled|reserved|ordered|cancell?ed|confirmed)\b",
     re.IGNORECASE,
 )
 _CONFIRMS = re.compile(
-    r"(?:yes|yeah|yep|yup|perfect|great|exactly|correct|agreed|sounds good|looks good|that works|it works|works|good|excellent|"
+    r"(?:yes|yeah|yep|yup|perfect|great|exactly|correct|agreed|sounds good|looks good|that works|it works|"
+    r"works|good|excellent|"
     r"awesome|ok,? (?:let's|do)|okay,? (?:let's|do)|let's (?:do|go|use|take)|go with|done|lovely|super|wonderful)\b",
     re.IGNORECASE,
 )
@@ -135,7 +138,7 @@ def _episodes(turn: Turn, said: list[str]) -> Iterator[Extracted]:
 
 
 def _of_the_answer(turn: Turn, following: Turn | None) -> Iterator[Extracted]:
-    """What the assistant says it did or advised, when the user agreed: in the next turn, or by asking for it in this."""
+    """What the assistant says it did or advised, when the user agreed: in the next turn, or by asking in this."""
     confirmed = following is not None and _is_confirmation(following.user_text)
     if not confirmed and not _GO_AHEAD.match(turn.user_text):
         return

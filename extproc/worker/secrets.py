@@ -96,7 +96,7 @@ def _is_iban(text: str) -> bool:
 
 
 def _is_password(text: str) -> bool:
-    """Not a word of a sentence (`my password is wrong`): it has a digit, a mark or a capital inside, or is several words."""
+    """Not a word (`my password is wrong`): it has a digit, a mark or a capital inside, or is several words."""
     return len(text) >= 4 and not re.fullmatch(r"[A-Z]?[a-zà-ÿ'’]+(?:-[a-z]+)?", text)
 
 
@@ -142,8 +142,8 @@ _RULES: Final = (
 )  # fmt: skip
 _ANY_SIGN = re.compile(r"\d{3}|[@_=]|://|-----|: |:\d")
 _ANY_WORD: Final = (
-    "pass", "pwd", "contrase", "pin", "secret", "key", "token", "cvv", "cvc", "bearer", "akia", "asia", "aiza", "eyj", "sg.",
-    "sk-", "pk-", "rk-", "glpat", "xox", "pypi-", "ya29",
+    "pass", "pwd", "contrase", "pin", "secret", "key", "token", "cvv", "cvc", "bearer", "akia", "asia", "aiza", "eyj",
+    "sg.", "sk-", "pk-", "rk-", "glpat", "xox", "pypi-", "ya29",
 )  # fmt: skip
 """A text with none of these words and signs holds nothing of these rules, which saves most texts the searches."""
 
