@@ -60,8 +60,8 @@ _EXPANDED: Final = (
 )
 
 _JOKES = re.compile(
-    r"\b(?:lol|lmao|rofl|haha\w*|hehe\w*|jk|j/k|just kidding|kidding|joking|as a joke|sarcasm)\b|(?:^|\s)/s\b|[😂🤣😜🙃😉😛]"
-    r"|\b(?:oh sure|yeah right|oh great|oh, great|as if)\b",
+    r"\b(?:lol|lmao|rofl|haha\w*|hehe\w*|jk|j/k|just kidding|kidding|joking|as a joke|sarcasm)\b"
+    r"|(?:^|\s)/s\b|[😂🤣😜🙃😉😛]|\b(?:oh sure|yeah right|oh great|oh, great|as if)\b",
     re.IGNORECASE,
 )
 _PLAY = re.compile(

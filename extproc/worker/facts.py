@@ -352,17 +352,14 @@ def _list(kind: str, category: Category = FACTUAL, *, flip: bool = False) -> Bui
     return build
 
 
+_NO_PLACE = re.compile(
+    r"(?:the (?:office|past|future|moment|moon|sea)|fear|hope|denial|my|your|our|this|that|an?)\b", re.IGNORECASE
+)
+
+
 def _home(match: re.Match[str], said: _Said) -> Iterator[Fact]:
-    value, end = _value(match)
-    value = re.sub(r"\s+(?:with|for|on|as|and)\b.*", "", value)
-    if not value or re.match(
-        (
-            r"(?:the (?:office|past|future|moment|moon|sea)|fear|hope|denial|my|your|our|this|that|a (?:world|cave|"
-            r"simulation|shell|bubble))\b"
-        ),
-        value,
-        re.IGNORECASE,
-    ):
+    value = re.sub(r"\s+(?:with|for|on|as|and)\b.*", "", _value(match)[0])
+    if not value or _NO_PLACE.match(value):
         return
     end = match.start("v") + len(value)
     yield Fact(said.clause.subject, "home", value, _told(said, end), FACTUAL, said.polarity, said.is_correction)
@@ -466,6 +463,11 @@ def _name(match: re.Match[str], said: _Said) -> Iterator[Fact]:
             1,
             said.is_correction,
         )
+
+
+def _renamed(match: re.Match[str], said: _Said) -> Iterator[Fact]:
+    for fact in _name(match, said):
+        yield replace(fact, is_correction=True)
 
 
 def _name_of(text: str) -> str:
@@ -610,6 +612,17 @@ def _gave_up(match: re.Match[str], said: _Said) -> Iterator[Fact]:
         yield Fact(said.clause.subject, "habit", value, told, BEHAVIORAL, -1, True)
 
 
+def _diet(match: re.Match[str], said: _Said) -> Iterator[Fact]:
+    yield Fact(
+        said.clause.subject, "diet", match["v"], _told(said, match.end("v")), FACTUAL, said.polarity, said.is_correction
+    )
+    if match["intolerant"]:
+        told = f"{_subject_words(said.clause.subject)} is {match['intolerant']} intolerant"
+        yield Fact(
+            said.clause.subject, "allergy", match["intolerant"], told, FACTUAL, said.polarity, said.is_correction
+        )
+
+
 def _owns(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value, end = _value(match)
     polarity, words = said.polarity, said.text[:end]
@@ -659,8 +672,9 @@ def _origin(match: re.Match[str], said: _Said) -> Iterator[Fact]:
 
 _UNINFORMATIVE: Final = frozenset(
     """question problem issue point guess code computer laptop internet connection idea understanding answer
-    request concern goal aim task query bad mistake fault apologies thinking assumption hope dream turn favorite favourite
-    program script function app server test build error message input output file text essay prompt life day""".split()  # noqa: SIM905
+    request concern goal aim task query bad mistake fault apologies thinking assumption hope dream turn favorite
+    favourite program script function app server test build error message input output file text essay prompt life
+    day""".split()  # noqa: SIM905 (a table of words)
 )
 _INFORMATIVE = re.compile(
     rf"\d|\b(?:{_NUMBER_WORDS})\b|(?<!^)\b[A-Z][a-z]|^[A-Z]|\b(?:tomorrow|monday|tuesday|wednesday|thursday|friday)\b"
@@ -686,7 +700,7 @@ def _my_name(match: re.Match[str], said: _Said) -> Iterator[Fact]:
 
 def _of_relation(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     """`My manager is Dana Ruiz`; `my husband's birthday is 9 May`."""
-    value = match["v"].strip()
+    value, _ = _value(match)
     name = _name_of(value)
     if name == value and name[:1].isupper() and not re.search(r"(?:ish|ese|ian|can|German|French|Dutch)$", name):
         relation = match["relation"].lower()
@@ -847,9 +861,9 @@ _PREDICATES: Final = (
     _row(
         "changed have has",
         rf"(?:have |has )?changed (?:my|her|his|their) name to {_V}",
-        lambda m, s: (replace(f, is_correction=True) for f in _name(m, s)),
+        _renamed,
     ),
-    _row("am is are", rf"{_BE} (?P<v>\d{{1,3}}|{_NUMBER_WORDS})(?: years? old)?(?=$| and\b)", _age),
+    _row("am is are", rf"{_BE} (?P<v>\d{{1,3}}|{_NUMBER_WORDS})(?: years? old)?$", _age),
     _row("turned", r"turned (?P<v>\d{1,3})\b(?!%)", _age),
     _row("am is come comes are", rf"(?:{_BE}|comes?) (?:originally )?from {_V}", _origin),
     _row("grew", rf"grew up in {_V}", _origin),
@@ -872,7 +886,7 @@ _PREDICATES: Final = (
             rf"{_BE} (?:an? )?(?:strict |lifelong )?(?P<v>(?i:{_DIETS}))\b(?: and (?P<intolerant>\w+)"
             r"[- ]intolerant)?"
         ),
-        lambda m, s: _diet(m, s),
+        _diet,
     ),
     _row(
         "am is are",
@@ -996,17 +1010,6 @@ _PREDICATES: Final = (
     ),
     _row("would", r"would like (?P<v>(?:all|your|short|long)\b[^;()]{3,90})", _wants),
 )
-
-
-def _diet(match: re.Match[str], said: _Said) -> Iterator[Fact]:
-    yield Fact(
-        said.clause.subject, "diet", match["v"], _told(said, match.end("v")), FACTUAL, said.polarity, said.is_correction
-    )
-    if match["intolerant"]:
-        told = f"{_subject_words(said.clause.subject)} is {match['intolerant']} intolerant"
-        yield Fact(
-            said.clause.subject, "allergy", match["intolerant"], told, FACTUAL, said.polarity, said.is_correction
-        )
 
 
 _OF_THINGS: Final = (
