@@ -87,7 +87,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Noop:
-    """This very memory was written before: nothing is to be done."""
+    """This very memory was written before, or follows in a later form: nothing is to be done."""
 
     id: str
 
@@ -150,17 +150,20 @@ def consolidate(
 ) -> list[Decision]:
     """One decision for each candidate, in order; each sees what the ones before it decided.
 
+    Of candidates with one id (a turn that corrects itself) the last counts.
+
     `known`: active memories of exactly this partition; all with the hash, or the subject and slot, of a candidate, and
     its nearest by vector or words. `written`: ids of candidates that exist, whatever became of them since.
     """
     shelf = _Shelf()
     for memory in known:
         shelf.put(memory)
-    done = set(written)
+    every = list(candidates)
+    last = {candidate.id: place for place, candidate in enumerate(every)}
     decisions = []
-    for candidate in candidates:
-        decision = Noop(candidate.id) if candidate.id in done else _decide(candidate, shelf)
-        done.add(candidate.id)
+    for place, candidate in enumerate(every):
+        is_done = candidate.id in written or last[candidate.id] != place
+        decision = Noop(candidate.id) if is_done else _decide(candidate, shelf)
         shelf.apply(decision)
         decisions.append(decision)
     return decisions

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DateMention", "annotated", "find_dates", "first_date"]
 
+_MOST_CHARACTERS = 20_000
+"""That are read; no memory is longer."""
 _MOST_MENTIONS = 32
 """In one text: more is a calendar."""
 
@@ -172,7 +174,7 @@ def _candidates(text: str) -> Iterator[re.Match[str]]:
     """Matches of the pattern that do not overlap, tried only around words that a date has."""
     starts: deque[int] = deque(maxlen=4)
     done = 0
-    for word in _WORD.finditer(text):
+    for word in _WORD.finditer(text, 0, _MOST_CHARACTERS):
         spelled = word[0].lower()
         if spelled in _FIRST_WORDS or spelled[0].isdigit():
             starts.append(word.start())

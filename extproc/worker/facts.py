@@ -522,7 +522,7 @@ def _tool(match: re.Match[str], said: _Said) -> Iterator[Fact]:
         )
     ):
         return
-    thing = re.sub(r"^(?:our|my|the|all|their) ", "", purpose.strip())
+    thing = purpose.strip()
     if thing.lower() in {"everything", "it", "this", "that", "work"}:
         thing = ""
     yield from _tools(said, value, thing, other, said.polarity, correction=said.is_correction or bool(other))
@@ -531,7 +531,7 @@ def _tool(match: re.Match[str], said: _Said) -> Iterator[Fact]:
 def _tools(said: _Said, value: str, thing: str, other: str, polarity: int, *, correction: bool) -> Iterator[Fact]:
     who = "The user's team" if said.clause.person == "we" else _subject_words(said.clause.subject)
     purpose = f" for {third_person(thing)}" if thing else ""
-    name, subject = slot("tool", thing), said.clause.subject
+    name, subject = slot("tool", re.sub(r"^(?:our|my|the|all|their) ", "", thing)), said.clause.subject
     if other:
         told = f"{who} no longer uses {other}{purpose}"
         yield Fact(subject, name, other, told, FACTUAL, -1, True)

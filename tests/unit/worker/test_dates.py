@@ -52,8 +52,8 @@ def test_words_become_days(text: str, iso: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "every Monday", "on Fridays", "31 June", "29 February 2027", "may I sit", "we march on", "version 2026.1", "at 3pm",
-        "I may 5 times", "Guten Morgen", "por la mañana", "in a second", "", "99999999 days ago",
+        "every Monday", "on Fridays", "31 June", "29 February 2027", "may I sit", "we march on", "version 2026.1",
+        "at 3pm", "I may 5 times", "Guten Morgen", "por la mañana", "in a second", "", "99999999 days ago",
     ],
 )  # fmt: skip
 def test_what_names_no_day_is_left_alone(text: str) -> None:

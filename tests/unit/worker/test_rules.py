@@ -52,7 +52,7 @@ def test_a_turn_gives_its_words_and_its_facts(turn: Build) -> None:
     ],
 )
 def test_statements_are_in_the_third_person(said: str, statement: str, turn: Build) -> None:
-    assert [fact.content.replace("for shop", "for the shop") for fact in facts(turn(said))] == [statement]
+    assert [fact.content for fact in facts(turn(said))] == [statement]
 
 
 def test_a_correction_says_so_and_denies_the_old_value(turn: Build) -> None:
@@ -137,7 +137,9 @@ def test_any_text_gives_memories_that_can_be_stored(user: str, assistant: str) -
         assert memory.valid_from is None or memory.valid_from <= memory.at
 
 
-WORDS = "I my we am live in at work like not no longer never is Rome Bosch tea if would ? . , and my sister name moved to from"
+WORDS = (
+    "I my we am live in at work like not no longer never is Rome tea if would ? . , and my sister name moved to from"
+)
 
 
 @given(st.lists(st.sampled_from(WORDS.split()), max_size=30).map(" ".join))
@@ -149,8 +151,9 @@ def test_any_order_of_words_gives_memories_that_can_be_stored(user: str) -> None
 @pytest.mark.parametrize(
     "text",
     [
-        "a", "I ", "my ", "I am a ", "I live in ", "'", '"a', "\n", "if ", ". ", "Hi, ", "I'm not ", "x and ", "in March ", "1", " ",
-        "I work at a as a ", "My sister, Ana, ", "“", "I like a, b and c; ", "please ", "the the. I live in Rome. ", "I'm A. ",
+        "a", "I ", "my ", "I am a ", "I live in ", "'", '"a', "\n", "if ", ". ", "Hi, ", "I'm not ", "x and ", "1",
+        "in March ", " ", "I work at a as a ", "My sister, Ana, ", "“", "I like a, b and c; ", "please ",
+        "the the. I live in Rome. ", "I'm A. ",
     ],
 )  # fmt: skip
 def test_a_hostile_megabyte_takes_bounded_time(text: str, turn: Build) -> None:
