@@ -176,6 +176,7 @@ class _Shelf:
     by_id: dict[str, Known] = field(default_factory=dict)
     by_slot: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     by_hash: dict[str, str] = field(default_factory=dict)
+    stems_of: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def put(self, memory: Known) -> None:
         self.by_id[memory.id] = memory
@@ -198,6 +199,11 @@ class _Shelf:
     def take(self, memory_id: str) -> None:
         memory = self.by_id.pop(memory_id)
         self.by_hash.pop(memory.content_hash or content_hash(memory.content), None)
+
+    def stems(self, memory: Known) -> frozenset[str]:
+        if memory.id not in self.stems_of:
+            self.stems_of[memory.id] = frozenset(stems(memory.content))
+        return self.stems_of[memory.id]
 
     def in_slot(self, subject: str, slot: str) -> list[Known]:
         return [self.by_id[one] for one in self.by_slot.get((_key(subject), slot), ()) if one in self.by_id]
@@ -338,7 +344,7 @@ def _near_duplicate(candidate: Candidate, shelf: _Shelf) -> Known | None:
     for old in shelf.by_id.values():
         if (old.slot, _key(old.subject), old.polarity) != (new.slot, _key(new.subject), new.polarity):
             continue
-        theirs = frozenset(stems(old.content))
+        theirs = shelf.stems(old)
         jaccard = len(ours & theirs) / len(ours | theirs)
         if (
             jaccard >= _NEAR_JACCARD

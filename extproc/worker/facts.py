@@ -368,11 +368,25 @@ def _home(match: re.Match[str], said: _Said) -> Iterator[Fact]:
         yield Fact(said.clause.subject, "home", other[1], told, FACTUAL, -1, True)
 
 
+_SOFTWARE = re.compile(
+    r"\d|\b(?:Linux|Ubuntu|Debian|Windows|Mac|macOS|Android|iOS|iPhone|Python|Java|JavaScript|TypeScript|Rust|Go|Kotlin|"
+    r"Swift|React|Vue|Angular|Svelte|Django|Rails|AWS|Azure|GCP|Kubernetes|Docker|Terraform|Ansible|Slack|Teams|Zoom|Discord|"
+    r"Telegram|Signal|WhatsApp|Notion|Jira|Trello|GitHub|GitLab|Bitbucket|Vim|Neovim|Emacs|VS ?Code|Cursor|Postgres\w*|MySQL|"
+    r"MongoDB|Redis|Kafka|Chrome|Firefox|Safari|Twitter|Facebook|Instagram|LinkedIn|Reddit|Mastodon|Netflix|Spotify)\b"
+)
+"""What people move to and join without changing home or employer; a number is a version."""
+
+
 def _moved(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value, _ = _value(match)
     value = re.sub(r"\s+(?:with|for|on|as|and|in)\b.*", "", value)
     source = match["source"]
-    if said.polarity < 0 or not value[:1].isupper() or (said.clause.person == "we" and source):
+    if (
+        said.polarity < 0
+        or not value[:1].isupper()
+        or _SOFTWARE.search(value)
+        or (said.clause.person == "we" and source)
+    ):
         return
     who = said.clause.subject
     # "We moved to X" is as often about software.
@@ -404,9 +418,10 @@ def _employer(match: re.Match[str], said: _Said) -> Iterator[Fact]:
         re.IGNORECASE,
     ):
         return
-    if "capital" in match.groupdict() and not value[:1].isupper():
+    groups = match.groupdict()
+    if "capital" in groups and (not value[:1].isupper() or ("gone" not in groups and _SOFTWARE.search(value))):
         return
-    said_polarity = -1 if "gone" in match.groupdict() and match["gone"] else said.polarity
+    said_polarity = -1 if groups.get("gone") else said.polarity
     told = _told(said, match.start("v") + len(value))
     correction = said.is_correction or said_polarity < said.polarity
     when = _when(match, said)
@@ -674,7 +689,7 @@ _UNINFORMATIVE: Final = frozenset(
     """question problem issue point guess code computer laptop internet connection idea understanding answer
     request concern goal aim task query bad mistake fault apologies thinking assumption hope dream turn favorite
     favourite program script function app server test build error message input output file text essay prompt life
-    day""".split()  # noqa: SIM905 (a table of words)
+    day table database dataset repo repository branch cluster""".split()  # noqa: SIM905 (a table of words)
 )
 _INFORMATIVE = re.compile(
     rf"\d|\b(?:{_NUMBER_WORDS})\b|(?<!^)\b[A-Z][a-z]|^[A-Z]|\b(?:tomorrow|monday|tuesday|wednesday|thursday|friday)\b"
@@ -736,15 +751,21 @@ def _deadline(match: re.Match[str], said: _Said) -> Iterator[Fact]:
 
 def _favourite(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     value, _ = _value(match)
-    if value and not _VERBAL.match(value):
+    if value and not _VERBAL.match(value) and not re.match(r"(?:thing|part|bit|way)\b", match["thing"]):
         told = f"The user's favourite {match['thing']} is {value}"
         yield Fact(USER, slot("favourite", match["thing"]), value, told, PREFERENCE, 1, said.is_correction)
+
+
+_ABOUT_SOMEBODY = re.compile(r"(?:from|in|at|on|allergic|called|named|now|born)\b")
+"""What a predicate says of a person, and better."""
 
 
 def _attribute(match: re.Match[str], said: _Said) -> Iterator[Fact]:
     thing = match["thing"].lower()
     value, _ = _value(match)
     words = thing.split()
+    if re.fullmatch(RELATIONS, words[-1]) and _ABOUT_SOMEBODY.match(value):
+        return
     if (
         words[-1] in _UNINFORMATIVE
         or re.fullmatch(r"(?:\w+ )?\w+ and .*", value)

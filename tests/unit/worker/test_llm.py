@@ -21,8 +21,8 @@ from extproc.worker.llm import LlmEndpoint, LlmExtractor, read_answer
 Build = Callable[..., Turn]
 HOME = {
     "turn": 0, "content": "The user lives in Lisbon", "quote": "I live in Lisbon", "category": "factual",
-    "confidence": 0.9, "subject": "user", "slot": "home", "thing": "", "value": "Lisbon", "negated": False, "correction": False,
-    "valid_from": "", "valid_until": "",
+    "confidence": 0.9, "subject": "user", "slot": "home", "thing": "", "value": "Lisbon",
+    "negated": False, "correction": False, "valid_from": "", "valid_until": "",
 }  # fmt: skip
 
 
