@@ -250,7 +250,7 @@ def _contradicts(new: Extracted, old: Known) -> bool:
     """Of the same subject and slot, with another value or polarity."""
     same = _is_same_value(old.value, new.value)
     if new.polarity != old.polarity:
-        return same and not _is_narrower(new.value, old.value)
+        return same
     if new.polarity < 0 or same:
         return False
     return is_single_valued(new.slot) and not _is_refinement(new, old)
@@ -280,12 +280,6 @@ def _is_refinement(new: Extracted, old: Known) -> bool:
 
 def _is_wide(place: frozenset[str]) -> bool:
     return " ".join(sorted(place)) in _WIDE
-
-
-def _is_narrower(new: str, old: str) -> bool:
-    """`does not drink coffee after noon` leaves `drinks coffee` as it is."""
-    ours, theirs = _words(new), _words(old)
-    return theirs < ours
 
 
 _WIDE: Final = frozenset(" ".join(sorted(place.split())) for place in WIDE_PLACES)

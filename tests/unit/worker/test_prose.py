@@ -35,7 +35,10 @@ def test_sentences_end_at_marks_and_lines_but_not_at_titles() -> None:
     assert sentences("私は東京に住んでいます。元気です。") == ["私は東京に住んでいます。", "元気です。"]
 
 
-@pytest.mark.parametrize("text", ["Where do I live?", "where do I live", "Is it so", "¿Dónde vivo?", "Wo wohne ich"])
+@pytest.mark.parametrize(
+    "text",
+    ["Where do I live?", "I live in which time zone?", "where do I live", "Is it so", "¿Dónde vivo?", "Wo wohne ich"],
+)
 def test_questions(text: str) -> None:
     assert is_question(text)
 

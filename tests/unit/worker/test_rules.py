@@ -88,6 +88,7 @@ def test_a_confirmed_answer_is_kept_and_another_is_not(turn: Build) -> None:
     booked = turn("Book the train then.", "I booked the 7:15 train. Have fun!")
     assert episodes(booked, turn("Perfect, thanks!", index=1))[-1] == "The assistant said: I booked the 7:15 train."
     assert episodes(booked, turn("No, the later one", index=1)) == ["Book the train then.", "No, the later one"]
+    assert episodes(booked, turn("Yes, but not that one", index=1))[1:] == ["Yes, but not that one"]
     assert episodes(booked) == ["Book the train then."]
 
 
