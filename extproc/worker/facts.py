@@ -370,9 +370,10 @@ def _home(match: re.Match[str], said: _Said) -> Iterator[Fact]:
 
 _SOFTWARE = re.compile(
     r"\d|\b(?:Linux|Ubuntu|Debian|Windows|Mac|macOS|Android|iOS|iPhone|Python|Java|JavaScript|TypeScript|Rust|Go|"
-    r"Kotlin|Swift|React|Vue|Angular|Svelte|Django|Rails|AWS|Azure|GCP|Kubernetes|Docker|Terraform|"
-    r"Ansible|Slack|Teams|Zoom|Discord|Telegram|Signal|WhatsApp|Notion|Jira|Trello|GitHub|GitLab|Bitbucket|"
-    r"Vim|Neovim|Emacs|VS ?Code|Cursor|Postgres\w*|MySQL|MongoDB|Redis|Kafka|Chrome|Firefox|Safari|Twitter|Facebook|Instagram|LinkedIn|Reddit|Mastodon|Netflix|Spotify)\b"
+    r"Kotlin|Swift|React|Vue|Angular|Svelte|Django|Rails|AWS|Azure|GCP|Kubernetes|Docker|Terraform|Ansible|Slack|"
+    r"Teams|Zoom|Discord|Telegram|Signal|WhatsApp|Notion|Jira|Trello|GitHub|GitLab|Bitbucket|Vim|Neovim|Emacs|"
+    r"VS ?Code|Cursor|Postgres\w*|MySQL|MongoDB|Redis|Kafka|Chrome|Firefox|Safari|Twitter|Facebook|Instagram|"
+    r"LinkedIn|Reddit|Mastodon|Netflix|Spotify)\b"
 )
 """What people move to and join without changing home or employer; a number is a version."""
 
