@@ -32,10 +32,10 @@ from extproc.gate.auth_client import AuthClient
 from extproc.gate.guard import Guard
 from extproc.gate.limiter import RateLimiter
 from extproc.gate.principals import Principals, digest_of
-from extproc.gate.redis_link import RedisLink
 from extproc.gate.service import SERVICE_NAME, Authorizer
 from extproc.gate.token_cache import TokenCache
 from extproc.gate.verdict import CHAT_PERMISSIONS, AgentVerdict, Claims
+from extproc.redis.link import RedisLink
 from extproc.serve import server_options
 from extproc.stack import valkey
 from extproc.stack.envoy import free_port

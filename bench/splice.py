@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from extproc.chat import Placement, ReadLimits, recognise
+from extproc.chat import Directive, InjectionMode, Placement, ReadLimits, recognise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +85,9 @@ def steps(body: bytes) -> dict[str, Callable[[], object]]:
     }
     for placement in Placement:
         named[f"splice {placement}"] = partial(chat.splice, body, request, BLOCK, placement)
+    for mode in InjectionMode:
+        directive = Directive(BLOCK, mode)
+        named[f"both {mode}"] = partial(chat.splice, body, request, BLOCK, Placement.LAST_USER, directive)
     named["read + splice"] = lambda: chat.splice(
         body, chat.read_request(body, PATH, limits), BLOCK, Placement.LAST_USER
     )

@@ -49,8 +49,10 @@ EXTRAS = {
     "org": "auth",
     "agent": "auth",
     "token": "auth",
+    "directive": "auth",
     "engine": "engine",
     "memory": "engine",
+    "embedding": "minilm",
     "migrate": "engine",
 }
 """What to install for a command; for any other, `stack`."""
@@ -63,6 +65,10 @@ def main() -> NoReturn:
     _open_standard_streams()
     # Before the first import of grpc, which reads it once.
     os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
+    # Before the first import of numpy and faiss. A search is a few milliseconds of one core: shared among threads, it
+    # waits for them on a busy machine (23 ms in place of 3 ms).
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
     _mount_optional_commands()
     try:
         app()
@@ -88,10 +94,12 @@ def _open_standard_streams() -> None:
 
 def _mount_optional_commands() -> None:
     """A pod is installed with what its process needs: it has no command that could only fail."""
-    if find_spec("Stemmer") is not None:
+    if find_spec("Stemmer") is not None and find_spec("numpy") is not None:
         from extproc.context.commands import app as memory
+        from extproc.memory.embedding.commands import embedding_app
 
         app.add_typer(memory, name="memory")
+        app.add_typer(embedding_app, name="embedding")
     if find_spec("sqlalchemy") is not None and find_spec("clickhouse_connect") is not None:
         from extproc.turns.commands import app as outbox
         from extproc.turns.trace_commands import traces
@@ -100,10 +108,16 @@ def _mount_optional_commands() -> None:
         app.command("traces")(traces)
     if find_spec("argon2") is not None and find_spec("sqlalchemy") is not None:
         from extproc.auth.commands import agents_app, organizations_app, tokens_app
+        from extproc.directives.commands import app as directives_app
 
         app.add_typer(organizations_app, name="org")
         app.add_typer(agents_app, name="agent")
         app.add_typer(tokens_app, name="token")
+        app.add_typer(directives_app, name="directive")
+    if find_spec("yaml") is not None and find_spec("cryptography") is not None:
+        from extproc.stack.commands import app as envoy
+
+        app.add_typer(envoy, name="envoy")
 
 
 def _fail(command: str, error: Exception) -> NoReturn:
@@ -181,7 +195,7 @@ def migrate(data: DataOption = None) -> None:
 
     settings, traces = load(StoreSettings, data=data), load(TraceSettings)
     try:
-        bring_up_to_date(store_url(settings))
+        bring_up_to_date(store_url(settings), adds_vectors=True)
     except StoreError as error:
         _fail("migrate", error)
     typer.echo(f"{shown_url(settings)} is up to date")
@@ -202,6 +216,11 @@ def up(
     provider: Annotated[
         str | None, typer.Option(help="URL of a real provider; without it a stand-in answers.", metavar="URL")
     ] = None,
+    provider_key: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the provider's key. Default: by its host.", metavar="NAME"),
+    ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="HTTPS, with a certificate made for this machine.")] = False,
     otlp: Annotated[str | None, typer.Option(help="OTLP/HTTP receiver of all spans.", metavar="URL")] = None,
     data: DataOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON once everything answers.")] = False,
@@ -210,7 +229,15 @@ def up(
     from extproc.stack.up import StackError, run
 
     try:
-        run(listen=listen, provider=provider, otlp=otlp, data=data, as_json=as_json)
+        run(
+            listen=listen,
+            provider=provider,
+            provider_key=provider_key,
+            tls=tls,
+            otlp=otlp,
+            data=data,
+            as_json=as_json,
+        )
     except StackError as error:
         _fail("up", error)
 

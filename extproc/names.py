@@ -22,6 +22,10 @@ CONTEXT_FALLBACK_HEADER = "x-ibex-context-fallback"
 CONTEXT_METADATA = "ibex.context"
 """Filter sets with the body reply; access log and observer read. Keys: see `extproc.filter.report`."""
 
+GATE_METADATA = "envoy.filters.http.ext_authz"
+"""Gate sets, allowed or denied, and Envoy names it after the filter's type, whatever the filter is called; filter and
+observer take identities from it, access log and observer read the rest. Keys: see `extproc.gate.wire`."""
+
 # Span attributes: GenAI semantic conventions where they have a name, `ibex.` elsewhere. Ids and numbers, never content.
 GEN_AI_OPERATION_NAME = "gen_ai.operation.name"
 GEN_AI_DATA_SOURCE_ID = "gen_ai.data_source.id"
@@ -33,6 +37,7 @@ MEMORY_SCORES_ATTRIBUTE = "ibex.memory.scores"
 MEMORIES_INCLUDED_ATTRIBUTE = "ibex.memory.included"
 CANDIDATES_ATTRIBUTE = "ibex.memory.candidates"
 CONTEXT_TOKENS_ATTRIBUTE = "ibex.context.tokens"
+DIRECTIVE_VERSION_ATTRIBUTE = "ibex.directive.version_id"
 OUTCOME_ATTRIBUTE = "ibex.context.outcome"
 STAGE_MS_ATTRIBUTE = "ibex.stage.{}_ms"
 """Float, one for each stage of `extproc.context.engine.Stage`."""

@@ -28,6 +28,7 @@ from extproc.settings import (
     ObserverSettings,
     ProcessSettings,
     SettingsError,
+    SharedRedisSettings,
 )
 from extproc.telemetry.admin import AdminListener, Readiness
 from extproc.telemetry.logs import LineWriter, configure_logs
@@ -37,7 +38,9 @@ from extproc.telemetry.watchdog import Watchdog
 if TYPE_CHECKING:
     from starlette.routing import Route
 
+    from extproc.directives.client import Directives
     from extproc.filter.identity import IdentitySources
+    from extproc.turns.broker import Broker
     from extproc.turns.sessions import Sessions
     from extproc.turns.sinks import CheckpointSink, TaskSink, TraceSink
 
@@ -53,12 +56,16 @@ _ENGINE_MESSAGE_BYTES = 4 * 1024 * 1024
 
 _AUTH_MESSAGE_BYTES = 1024 * 1024
 """A token and a few names."""
-_AUTH_CONNECTIONS = 4
-"""One for each thread of the auth service."""
+_AUTH_CONNECTIONS = 6
+"""One for each thread of the auth service and of the directive service."""
 _CHECK_MESSAGE_BYTES = 1024 * 1024
 """A request's headers."""
 _REDIS_TIMEOUT_S = 0.02
 """For each count of the rate limit: it takes well under 1 ms, and is on every request's way."""
+
+_KEPT_DIRECTIVES = 20_000
+_KEPT_DIRECTIVE_BYTES = 64 * 1024 * 1024
+"""Two thousand of the longest."""
 
 _CLOSE_LIMIT_S = 2.0
 """For each part. The outbox's file is closed by the kernel if a disk that hangs takes longer."""
@@ -113,18 +120,88 @@ async def _filter(settings: FilterSettings) -> None:
         max_body_bytes=settings.max_body_bytes,
         context_window_tokens=settings.context_window_tokens,
         limits=ReadLimits(query_bytes=settings.max_query_bytes, recent_messages=settings.recent_messages),
+        has_directives=bool(settings.directive_address or settings.redis_url.get_secret_value()),
+        keeps_directive_on_skip=settings.directive_always,
     )
     engine = EngineClient(settings.engine_address)
-    checks = {"engine": lambda: engine.is_ready(timeout_s=1.0)}
+    checks: dict[str, Callable[[], Awaitable[bool]]] = {"engine": lambda: engine.is_ready(timeout_s=1.0)}
+    lookups = _directive_lookups(settings) if policy.has_directives else None
+    checks |= lookups.checks if lookups is not None else {}
     options = server_options(settings.max_body_bytes + _GRPC_OVERHEAD_BYTES)
     # A filter without its engine is ready all the same: requests go on without memory, which beats Envoy's time-out.
     async with _process(
         "filter", settings, settings.filter_listen, SERVICE_NAME, options, checks, needed=()
     ) as running:
         write_line = running.logs.put_object if settings.log_level in {"debug", "info"} else lambda _line: None
-        processor = ContextProcessor(engine, policy, identities, settings.budget_ms, write_line)
+        source = lookups.directives if lookups is not None else None
+        processor = ContextProcessor(engine, policy, identities, settings.budget_ms, write_line, source)
         processor.add_to_server(running.server)
+        if lookups is not None:
+            await lookups.start()
+            running.closers.append(lookups.close)
         running.closers.append(engine.close)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lookups:
+    """What finds directives, and what it asks."""
+
+    directives: Directives
+    checks: dict[str, Callable[[], Awaitable[bool]]]
+    start: Callable[[], Awaitable[None]]
+    close: Callable[[], Awaitable[None]]
+
+
+def _directive_lookups(settings: FilterSettings) -> _Lookups:
+    """Nobody is reached here. Raises SettingsError."""
+    from extproc.directives.cache import DirectiveCache
+    from extproc.directives.client import REDIS_TIMEOUT_S, Directives, ServiceClient
+    from extproc.directives.directive import ALL_CHANNELS
+    from extproc.redis.channel import Channel
+    from extproc.redis.link import RedisLink
+
+    server = _redis_server(settings, "directives need one server, or Sentinels; a cluster's keys are not looked up")
+    link = RedisLink(server, REDIS_TIMEOUT_S) if server is not None else None
+    service = ServiceClient(settings.directive_address) if settings.directive_address else None
+    cache = DirectiveCache(_KEPT_DIRECTIVES, _KEPT_DIRECTIVE_BYTES, settings.directive_stale_s)
+    directives = Directives(cache, link, service, settings.directive_wait_ms / 1e3)
+    channel = Channel(server, ALL_CHANNELS, directives) if server is not None else None
+    checks: dict[str, Callable[[], Awaitable[bool]]] = {}
+    if service is not None:
+        checks["directives"] = lambda: service.is_ready(timeout_s=1.0)
+    if link is not None:
+
+        async def is_redis_well() -> bool:
+            return link.is_up and directives.is_heard
+
+        checks["redis"] = is_redis_well
+
+    async def start() -> None:
+        if link is not None and channel is not None:
+            channel.start()
+            await link.start()
+
+    async def close() -> None:
+        await directives.close()
+        for part in (channel, link, service):
+            if part is not None:
+                await part.close()
+
+    return _Lookups(directives, checks, start, close)
+
+
+def _redis_server(settings: SharedRedisSettings, no_cluster: str) -> Broker | None:
+    """None: there is none. `no_cluster`: what to say of a cluster. Raises SettingsError."""
+    from extproc.turns.broker import Broker, BrokerUrlError, Mode
+
+    url = settings.redis_url.get_secret_value()
+    try:
+        server = Broker.parse(url, "IBEX_REDIS_URL") if url else None
+    except BrokerUrlError as error:
+        raise SettingsError(str(error)) from None
+    if server is not None and server.mode is Mode.CLUSTER:
+        raise SettingsError(f"IBEX_REDIS_URL: {no_cluster}")
+    return server
 
 
 async def _observer(settings: ObserverSettings) -> None:
@@ -241,15 +318,24 @@ def _identity_sources(settings: IdentitySettings) -> IdentitySources:
 
 
 async def _engine(settings: EngineSettings) -> None:
+    from extproc.context.reindexing import Reindexing
     from extproc.context.service import SERVICE_NAME, ContextService
+    from extproc.memory.embedding import ModelUnusable, embedding_choice
+    from extproc.memory.features import open_indexer
     from extproc.memory.store import StoreError, open_store
 
+    choice = embedding_choice(settings)
     try:
-        store = await asyncio.to_thread(open_store, settings)
-        service = ContextService(store, settings)
+        indexer = await asyncio.to_thread(open_indexer, choice)
+        # An engine writes no memories, so no other service is asked within a transaction of the store.
+        store = await asyncio.to_thread(open_store, settings, indexer)
+        service = ContextService(store, indexer, settings)
         await service.start()
+    except ModelUnusable as error:
+        raise SettingsError(f"IBEX_EMBEDDING={settings.embedding}: {error}") from None
     except StoreError as error:
         raise SettingsError(f"the memory store cannot be opened: {error}") from None
+    reindexing = Reindexing(store, lambda: open_indexer(choice.for_documents()))
 
     async def is_store_well() -> bool:
         try:
@@ -259,6 +345,7 @@ async def _engine(settings: EngineSettings) -> None:
         return True
 
     async def close_store() -> None:
+        await asyncio.to_thread(reindexing.stop)
         await asyncio.to_thread(store.close)
 
     # Without its store an engine answers with nothing, so that nothing forgotten is served; that is no failure.
@@ -269,19 +356,24 @@ async def _engine(settings: EngineSettings) -> None:
     ) as running:
         service.add_to_server(running.server)
         running.closers.extend((service.stop, close_store))
+        reindexing.start()
 
 
 async def _auth(settings: AuthSettings) -> None:
     from extproc.auth.announce import Announcer
-    from extproc.auth.lane import LaneFull
     from extproc.auth.service import SERVICE_NAME, AuthService
+    from extproc.directives.announce import DirectiveAnnouncer
+    from extproc.directives.service import DirectiveService
+    from extproc.directives.store import DirectiveStore
     from extproc.memory.database import Database
+    from extproc.memory.lane import LaneFull
     from extproc.memory.store import StoreError, store_url
 
     url = settings.redis_url.get_secret_value()
     try:
         database = Database(store_url(settings), connections=_AUTH_CONNECTIONS)
         service = AuthService(database, Announcer(url) if url else None)
+        directives = DirectiveService(DirectiveStore(database), DirectiveAnnouncer(url) if url else None)
     except StoreError as error:
         raise SettingsError(str(error)) from None
 
@@ -301,7 +393,8 @@ async def _auth(settings: AuthSettings) -> None:
         "auth", settings, settings.auth_listen, SERVICE_NAME, options, checks, needed=("database",)
     ) as running:
         service.add_to_server(running.server)
-        running.closers.extend((service.stop, close_database))
+        directives.add_to_server(running.server)
+        running.closers.extend((directives.stop, service.stop, close_database))
         await service.start()
 
 
@@ -311,19 +404,12 @@ async def _gate(settings: GateSettings) -> None:
     from extproc.gate.guard import Guard
     from extproc.gate.limiter import RateLimiter
     from extproc.gate.principals import Principals
-    from extproc.gate.redis_link import RedisLink
     from extproc.gate.revocations import RevocationChannel
     from extproc.gate.service import SERVICE_NAME, Authorizer
     from extproc.gate.token_cache import TokenCache
-    from extproc.turns.broker import Broker, BrokerUrlError, Mode
+    from extproc.redis.link import RedisLink
 
-    url = settings.redis_url.get_secret_value()
-    try:
-        redis = Broker.parse(url) if url else None
-    except BrokerUrlError as error:
-        raise SettingsError(str(error).replace("IBEX_BROKER_URL", "IBEX_REDIS_URL")) from None
-    if redis is not None and redis.mode is Mode.CLUSTER:
-        raise SettingsError("IBEX_REDIS_URL: rate limits need one server, or Sentinels; a cluster cannot count them")
+    redis = _redis_server(settings, "rate limits need one server, or Sentinels; a cluster cannot count them")
     auth = AuthClient(settings.auth_address, settings.auth_timeout_ms / 1e3)
     cache = TokenCache(settings.token_cache_entries, settings.token_cache_s)
     principals = Principals(auth, cache, AgentCache(settings.agent_cache_s), Guard())

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 __all__ = [
     "AuthSettings",
     "BrokerSettings",
+    "EmbeddingSettings",
     "EngineSettings",
     "FilterSettings",
     "GateSettings",
@@ -70,22 +71,35 @@ class ProcessSettings(Settings):
 
 
 class IdentitySettings(Settings):
-    """Whose request it is."""
+    """Whose request it is. By default the gate says it: no header is believed that nobody has named here."""
 
     identity_org: str = Field(
-        "metadata:ibex.identity/org_id",
+        "metadata:envoy.filters.http.ext_authz/org_id",
         description="trusted source of the org: `metadata:NAMESPACE/KEY[/KEY…]`, `header:NAME` or `value:TEXT`; "
-        "several, separated by commas: the first that is present counts; empty: nobody has memories",
+        "several, separated by commas: the first that is present counts; empty: nobody has memories; "
+        "the default is what the gate found",
     )
     identity_agent: str = Field(
-        "header:x-ibex-agent-id,metadata:ibex.identity/agent_id", description="source of the agent, in the same form"
+        "metadata:envoy.filters.http.ext_authz/agent_id", description="source of the agent, in the same form"
     )
     identity_user: str = Field(
-        "header:x-ibex-user-id", description="source of the end user inside the agent, in the same form; may be absent"
+        "metadata:envoy.filters.http.ext_authz/user_id",
+        description="source of the end user inside the agent, in the same form; may be absent",
     )
 
 
-class FilterSettings(ProcessSettings, IdentitySettings):
+class SharedRedisSettings(Settings):
+    """What gate, auth service and filters share."""
+
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        description="Redis or Valkey with rate limits, token revocations and directives, in the forms of "
+        "`IBEX_BROKER_URL`; empty: no limits, no token is cached, and directives come from `IBEX_DIRECTIVE_ADDRESS` "
+        "alone",
+    )
+
+
+class FilterSettings(ProcessSettings, IdentitySettings, SharedRedisSettings):
     """`extproc filter`"""
 
     filter_listen: str = Field(
@@ -111,6 +125,21 @@ class FilterSettings(ProcessSettings, IdentitySettings):
     context_window_tokens: Annotated[int, Field(ge=1024, le=100_000_000)] = Field(
         128_000, description="context window assumed for every model; no memory is added to a request that fills it"
     )
+    directive_address: str = Field(
+        "",
+        description="gRPC target of the service that knows agents' directives, most often that of the auth service; "
+        "empty: those that others put into Redis; without `IBEX_REDIS_URL` too: there are none",
+    )
+    directive_wait_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
+        10.0, description="milliseconds of `IBEX_BUDGET_MS` that a request waits for a directive that is not at hand"
+    )
+    directive_stale_s: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        600.0, description="seconds that a directive at hand is used while neither Redis nor that service answers"
+    )
+    directive_always: bool = Field(
+        False,
+        description="whether a request with `X-IBEX-Skip-Memory` gets its agent's directive all the same",
+    )
 
 
 class StoreSettings(Settings):
@@ -118,6 +147,32 @@ class StoreSettings(Settings):
 
     data: Path = Field(Path(".state"), description="directory of the embedded stores")
     database_url: str = Field("", description="SQLAlchemy URL of the database; empty: SQLite in the data directory")
+    store_away_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        300.0,
+        description="seconds for which memories that are loaded are served while PostgreSQL is away; "
+        "what others forgot meanwhile is still served; 0: never",
+    )
+
+
+class EmbeddingSettings(Settings):
+    """What makes the vectors of memories and questions: the same for engines, workers and commands."""
+
+    embedding: Literal["static", "minilm", "openai"] = Field(
+        "static",
+        description="`static`: the word table of the package; `minilm`: the transformer that it is made from "
+        "(extra `minilm`); `openai`: a service, which gets all texts; see docs/embedding.md",
+    )
+    embedding_dir: Path | None = Field(None, description="`minilm`: directory of `extproc embedding build`")
+    embedding_threads: Annotated[int, Field(ge=1, le=64)] = Field(1, description="`minilm`: threads on one text")
+    embedding_url: str = Field("", description="`openai`: base of the API, such as `http://127.0.0.1:8000/v1`")
+    embedding_key: SecretStr = Field(SecretStr(""), description="`openai`: key, empty where none is wanted")
+    embedding_model: str = Field("", description="`openai`: name of the model")
+    embedding_dimension: Annotated[int, Field(ge=0, le=4096)] = Field(
+        0, description="`openai`: dimension of the model's vectors"
+    )
+    embedding_timeout_ms: Annotated[float, Field(gt=0)] = Field(
+        20.0, description="`openai`: milliseconds for a question's vector; after it only words are compared"
+    )
 
 
 class BrokerSettings(Settings):
@@ -193,16 +248,6 @@ class ObserverSettings(ProcessSettings, IdentitySettings, StoreSettings, BrokerS
     )
 
 
-class SharedRedisSettings(Settings):
-    """What gate, auth service and filters share."""
-
-    redis_url: SecretStr = Field(
-        SecretStr(""),
-        description="Redis or Valkey with rate limits, token revocations and directives, in the forms of "
-        "`IBEX_BROKER_URL`; empty: no limits, and no token is cached",
-    )
-
-
 class AuthSettings(ProcessSettings, StoreSettings, SharedRedisSettings):
     """`extproc auth`"""
 
@@ -239,7 +284,7 @@ class GateSettings(ProcessSettings, SharedRedisSettings):
     )
 
 
-class EngineSettings(ProcessSettings, StoreSettings):
+class EngineSettings(ProcessSettings, StoreSettings, EmbeddingSettings):
     """`extproc engine`"""
 
     engine_listen: str = Field(
@@ -253,12 +298,16 @@ class EngineSettings(ProcessSettings, StoreSettings):
     )
     max_memories: Annotated[int, Field(ge=1, le=500)] = Field(50, description="most memories in one request")
     min_relevance: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.15,
-        description="share of the query's information that the best memory must match; below it nothing is injected",
+        0.18,
+        description="relevance that the best memory must have for a question about its author, and up to 3 times as "
+        "much for others; below it nothing is injected",
     )
     namespace_cache_bytes: Annotated[int, Field(ge=1024 * 1024)] = Field(
         256 * 1024 * 1024,
-        description="memory for indexed namespaces, about 1.5 kB a memory; the least recently used make room",
+        description="memory for indexed namespaces, about 1 kB a memory; the least recently used make room",
+    )
+    most_requests: Annotated[int, Field(ge=2)] = Field(
+        64, description="requests that wait or are worked on at once, half of them of one org; others are refused"
     )
     nonce_key: SecretStr = Field(
         SecretStr("ibex"),
@@ -306,6 +355,7 @@ _PROCESSES: tuple[tuple[str, type[Settings]], ...] = (
     ("gate", GateSettings),
     ("auth", AuthSettings),
     ("commands", StoreSettings),
+    ("commands", EmbeddingSettings),
     ("commands", BrokerSettings),
     ("commands", TraceSettings),
     ("commands", OutboxSettings),

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from bench.observer.recording import Recording, load
 from bench.observer.transcript import ANSWER_HEADER, Answer, chunks, question
+from extproc import names
 from extproc.cli import GRPC_EXPERIMENTS
 from extproc.stack import envoy
 from extproc.stack.child import Child
@@ -123,12 +124,10 @@ class Parts:
             filters=[Address("127.0.0.1", filter_.port)],
             observers=[Address("127.0.0.1", observer.port)] if observer is not None else [],
             provider=envoy.Provider(Address("127.0.0.1", provider.port)),
-            org_id=ORG_ID,
-            agent_id=AGENT_ID,
         )
         place = self.directory / name
         try:
-            config = envoy.render(envoy.load(envoy.shipped("envoy.yaml")), plan)
+            config = _without_gate(envoy.render(envoy.load(envoy.shipped("envoy.yaml")), plan))
             file = envoy.write(config, place / "envoy.yaml")
             running = envoy.start(_binary(), file, plan.admin, state_dir=place, concurrency=ENVOY_THREADS)
         except envoy.EnvoyError as error:
@@ -175,6 +174,21 @@ class Parts:
             os.environ.update(unset)
         self.children.append(child)
         return child
+
+
+def _without_gate(config: envoy.Node) -> envoy.Node:
+    """The gate has a benchmark of its own; here every request is one user's."""
+    owner = {"org_id": ORG_ID, "agent_id": AGENT_ID, "user_id": USER_ID}
+    identity = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+        "metadata": [{"metadata_namespace": names.GATE_METADATA, "value": owner}],
+    }
+    [listener] = config["static_resources"]["listeners"]
+    filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
+    for entry in filters:
+        if entry["name"] == "ibex.gate":
+            entry["typed_config"] = identity
+    return config
 
 
 def counters(observer: Server) -> dict[str, int]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from bench.overhead.payload import AGENT_ID, ORG_ID
+from extproc import names
 from extproc.stack import envoy
 
 __all__ = ["MAX_BODY_BYTES", "config"]
@@ -70,7 +71,7 @@ def _virtual_host() -> Node:
 
 
 def _identity() -> Node:
-    metadata = {"metadata_namespace": "ibex.identity", "value": {"org_id": ORG_ID, "agent_id": AGENT_ID}}
+    metadata = {"metadata_namespace": names.GATE_METADATA, "value": {"org_id": ORG_ID, "agent_id": AGENT_ID}}
     return {"name": "identity", "typed_config": {"@type": _HTTP + "set_metadata.v3.Config", "metadata": [metadata]}}
 
 

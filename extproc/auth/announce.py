@@ -15,19 +15,14 @@ from typing import Any
 
 from redis import Redis
 from redis.cluster import RedisCluster
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisClusterException, RedisError
 
-from extproc.settings import SettingsError
-from extproc.turns.broker import Broker, BrokerUrlError
-from extproc.turns.broker_client import connect
+from extproc.redis.writer import NotWritten, RedisWriter
 
 __all__ = ["REVOCATIONS", "Announcer", "NotAnnounced", "limit_key", "revocation_message"]
 
 REVOCATIONS = "ibex:token:revocations"
 _VERSION = 1
 
-_TIMEOUT_S = 1.0
-"""Of connecting, and of an answer: who revokes a token waits for this."""
 _LIMITS_AT_ONCE = 500
 
 
@@ -48,15 +43,8 @@ class Announcer:
     """One thread uses it."""
 
     def __init__(self, url: str) -> None:
-        """Reads IBEX_REDIS_URL (the forms of `extproc.turns.broker`) and connects to nothing yet.
-
-        Raises SettingsError.
-        """
-        try:
-            self._server = Broker.parse(url)
-        except BrokerUrlError as error:
-            raise SettingsError(str(error).replace("IBEX_BROKER_URL", "IBEX_REDIS_URL")) from None
-        self._client: Redis | RedisCluster | None = None
+        """`url`: IBEX_REDIS_URL. Raises SettingsError."""
+        self._redis = RedisWriter(url)
 
     def revoked(self, org_id: str, token_id: str, revoked_at: datetime) -> None:
         """Raises NotAnnounced. Again does no harm."""
@@ -71,19 +59,13 @@ class Announcer:
             self._do(lambda client, some=some: _write_limits(client, some))
 
     def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        self._redis.close()
 
     def _do(self, work: Any) -> None:
         try:
-            if self._client is None:
-                self._client = connect(self._server, _TIMEOUT_S, _TIMEOUT_S)
-            work(self._client)
-        except (RedisError, RedisClusterException, OSError) as error:
-            # The next attempt begins from the URL: names are looked up, Sentinels and nodes asked again.
-            self.close()
-            raise NotAnnounced(f"Redis ({self._server.where}) {_problem(error)}") from None
+            self._redis.do(work)
+        except NotWritten as error:
+            raise NotAnnounced(str(error)) from None
 
 
 def _write_limits(client: Redis | RedisCluster, limits: list[tuple[str, int | None]]) -> None:
@@ -94,10 +76,3 @@ def _write_limits(client: Redis | RedisCluster, limits: list[tuple[str, int | No
         else:
             pipeline.set(limit_key(org_id), rpm)
     pipeline.execute()
-
-
-def _problem(error: Exception) -> str:
-    """The server's own words are not repeated: they may hold parts of a command."""
-    if isinstance(error, (AuthenticationError, AuthorizationError)):
-        return "refuses the user or the password; check both in IBEX_REDIS_URL"
-    return f"did not take it: {type(error).__name__}"

@@ -12,10 +12,18 @@ from extproc.auth.store import Agent, AgentStatus, IdentityStore, Organization, 
 from extproc.auth.token import CHAT
 from extproc.memory.database import Database
 
-__all__ = ["ensure_demo"]
+__all__ = ["ensure_demo", "ensure_demo_agent"]
 
 _NAME = "extproc up"
 _PAGE = 500
+
+
+def ensure_demo_agent(database: Database, org_id: str, agent_id: str) -> None:
+    """Make organisation and agent where they are missing. Blocks; raises StoreError."""
+    store, now = IdentityStore(database), datetime.now(UTC)
+    # Any number of requests: what a first look at the stack finds is no limit. `extproc org set-limit` asks for one.
+    store.add_organization(Organization(org_id, _NAME, 0, now))
+    store.add_agent(Agent(org_id, agent_id, _NAME, AgentStatus.ACTIVE, now, now))
 
 
 def ensure_demo(database: Database, org_id: str, agent_id: str) -> str | None:
@@ -23,9 +31,8 @@ def ensure_demo(database: Database, org_id: str, agent_id: str) -> str | None:
 
     None: it was there, revoked or not. Blocks; raises StoreError.
     """
+    ensure_demo_agent(database, org_id, agent_id)
     store, now = IdentityStore(database), datetime.now(UTC)
-    store.add_organization(Organization(org_id, _NAME, None, now))
-    store.add_agent(Agent(org_id, agent_id, _NAME, AgentStatus.ACTIVE, now, now))
     if any(
         token.agent_id == agent_id and token.name == _NAME
         for token in all_pages(lambda after: store.tokens(org_id, _PAGE, after))

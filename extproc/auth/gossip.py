@@ -12,8 +12,8 @@ from enum import StrEnum
 import structlog
 
 from extproc.auth.announce import Announcer, NotAnnounced
-from extproc.auth.lane import Lane, LaneFull
 from extproc.auth.store import IdentityStore, all_pages
+from extproc.memory.lane import Lane, LaneFull
 from extproc.memory.store import StoreError
 
 __all__ = ["Gossip", "Heard"]

@@ -30,12 +30,12 @@ from typing_extensions import override
 from extproc import names
 from extproc.auth.gossip import Gossip
 from extproc.auth.hashing import HashUnusable, hash_token
-from extproc.auth.lane import Lane, LaneFull
 from extproc.auth.metrics import AuthMetrics
 from extproc.auth.new_token import new_token, parse_reason
 from extproc.auth.store import AgentStatus, IdentityStore, NoSuch
 from extproc.auth.token import Permission, Refusal, Token, refusal_of, split
 from extproc.auth.verifier import Verifier
+from extproc.memory.lane import Lane, LaneFull
 from extproc.memory.model import InvalidValue, parse_uuid
 from extproc.memory.store import StoreError
 from extproc.telemetry.spans import parent_of

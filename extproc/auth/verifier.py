@@ -13,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from extproc.auth.hashing import is_its_hash
-from extproc.auth.lane import Lane, LaneFull
 from extproc.auth.token import Token
+from extproc.memory.lane import Lane, LaneFull
 
 __all__ = ["Verifier"]
 

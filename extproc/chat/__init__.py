@@ -14,7 +14,17 @@ from extproc.chat import anthropic_messages, gemini, openai_chat, openai_respons
 from extproc.chat._answer import AnswerLimits, AnswerReader, Completion, ToolCall, Usage
 from extproc.chat._encoding import ContentDecoder, content_decoder
 from extproc.chat._hash import hash_text
-from extproc.chat._request import ChatFormat, ChatRequest, Message, Placement, ReadLimits, UnreadableBody
+from extproc.chat._request import (
+    ChatFormat,
+    ChatRequest,
+    Directive,
+    InjectionMode,
+    Message,
+    Placement,
+    ReadLimits,
+    UnreadableBody,
+    injection_mode,
+)
 from extproc.chat._route import is_event_stream, is_json
 
 __all__ = [
@@ -24,6 +34,8 @@ __all__ = [
     "ChatRequest",
     "Completion",
     "ContentDecoder",
+    "Directive",
+    "InjectionMode",
     "Message",
     "Placement",
     "ReadLimits",
@@ -32,6 +44,7 @@ __all__ = [
     "Usage",
     "content_decoder",
     "hash_text",
+    "injection_mode",
     "is_event_stream",
     "is_json",
     "recognise",

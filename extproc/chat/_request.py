@@ -8,7 +8,19 @@ from typing import Protocol
 
 from extproc.chat._answer import AnswerLimits, AnswerReader
 
-__all__ = ["ChatFormat", "ChatRequest", "EditPoints", "Message", "Place", "Placement", "ReadLimits", "UnreadableBody"]
+__all__ = [
+    "ChatFormat",
+    "ChatRequest",
+    "Directive",
+    "EditPoints",
+    "InjectionMode",
+    "Message",
+    "Place",
+    "Placement",
+    "ReadLimits",
+    "UnreadableBody",
+    "injection_mode",
+]
 
 
 class Placement(StrEnum):
@@ -20,6 +32,36 @@ class Placement(StrEnum):
     """Before everything else that the model reads as instructions."""
     BEFORE_LAST_USER = "before_last_user"
     """A user message of its own, right before the last one that carries text."""
+
+
+class InjectionMode(StrEnum):
+    """Where a directive goes. The values are those of the store and the cache; see `splice` for bodies without the
+    place.
+    """
+
+    SYSTEM_FIRST = "system_first"
+    """Before everything else that the model reads as instructions."""
+    SYSTEM_APPEND = "system_append"
+    """After the instructions that the conversation begins with."""
+    USER_PREPEND = "user_prepend"
+    """At the start of the first non-blank text of the first user message that carries text, marked `[DIRECTIVE]: `."""
+
+
+def injection_mode(text: str) -> InjectionMode:
+    """The mode by its value; `SYSTEM_FIRST` for any other text."""
+    try:
+        return InjectionMode(text)
+    except ValueError:
+        return InjectionMode.SYSTEM_FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """What an operator tells an agent with every request."""
+
+    text: str
+    """Can be encoded as UTF-8, so it has no lone surrogates. An empty one is no directive."""
+    mode: InjectionMode
 
 
 class UnreadableBody(Exception):
@@ -53,11 +95,30 @@ class ReadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One insertion at an offset of the body: `before`, then the block as the inside of a JSON string, then `after`."""
+    """One insertion at an offset of the body: `before`, then a text as the inside of a JSON string, then `after`."""
 
     at: int
     before: bytes
     after: bytes
+    between: bytes = rb"\n\n"
+    """What separates two texts that go to this same place."""
+    end: int = -1
+    """Where the string or the array closes whose beginning this is; -1: it is no beginning of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How the array of messages begins, as offsets of content values; -1 where there is none."""
+
+    leading: int = -1
+    """How many messages it begins with that are instructions; -1: there is no array."""
+    first_content_at: int = -1
+    """Of the first message."""
+    next_content_at: int = -1
+    """Of the first after the leading ones."""
+    first_user_at: int = -1
+    """Of the first user message that may carry text, or of its first text alone."""
+    first_user_end: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +128,16 @@ class EditPoints:
     last_user: Place | None = None
     """None: no user message carries text."""
     system: Place | None = None
-    """None: not known before the splice (Chat Completions), or there is no place, as with a `null`."""
+    """The beginning of the instructions that stand outside of the messages. None: the format has none such (Chat
+    Completions), or they take no text, as a `null`.
+    """
     user_index: int = -1
     """Position of the last user message in its array; -1: nothing may be put right before it."""
     user_content_at: int = -1
     """Where that message's content value begins."""
-    first_content_at: int = -1
-    """Where the first message's content value begins; -1: it has none."""
     first_role: str = ""
+    opening: Opening | None = None
+    """None: to be found by reading the body again, which is cheap for a short one and mostly not needed."""
 
 
 NO_EDITS = EditPoints()
@@ -113,12 +176,18 @@ class ChatFormat(Protocol):
         """Read a JSON body. Raises UnreadableBody and nothing else, whatever the bytes."""
         ...
 
-    def splice(self, body: bytes, request: ChatRequest, text: str, placement: Placement) -> bytes:
-        """The body with `text` inserted at one place, every other byte the client's.
+    def splice(
+        self, body: bytes, request: ChatRequest, text: str, placement: Placement, directive: Directive | None = None
+    ) -> bytes:
+        """The body with `directive` and `text` each inserted at one place, every other byte the client's.
 
-        `request` is what `read_request` made of an equal body; `text` can be encoded as UTF-8, so it has no lone
-        surrogates. Never raises then. Without a place for `placement` the text goes to LAST_USER, and where no user
-        message carries text either, or `text` is empty, the body comes back unchanged.
+        `request` is what `read_request` made of an equal body; both texts can be encoded as UTF-8, so they have no
+        lone surrogates. Never raises then. An empty text is not inserted. At one place the directive comes first.
+
+        Without a place for `placement` the text goes to LAST_USER: a request with a `query` always takes it. Without
+        a place for its mode the directive goes to the next of SYSTEM_APPEND, SYSTEM_FIRST, USER_PREPEND, and after
+        USER_PREPEND to SYSTEM_FIRST. The body itself comes back (`is`) when nothing went in; whenever anything did,
+        the directive did too.
         """
         ...
 

@@ -49,9 +49,8 @@ _get_buffer.restype = ctypes.c_int
 _release_buffer = ctypes.pythonapi.PyBuffer_Release
 _release_buffer.argtypes = (ctypes.POINTER(_Buffer),)
 _release_buffer.restype = None
-_bytes_address = ctypes.pythonapi.PyBytes_AsString
-_bytes_address.argtypes = (ctypes.py_object,)
-_bytes_address.restype = ctypes.c_void_p
+_BYTES_AT = bytes.__basicsize__ - 1
+"""Where the bytes of a `bytes` lie in the object, which ends with them and a zero (`PyBytes_AS_STRING`)."""
 
 
 def _raw_address(raw: Raw) -> int:
@@ -66,7 +65,7 @@ def _raw_address(raw: Raw) -> int:
 
 def locate(body: bytes, raw: Raw) -> int:
     """Offset of `raw`, which was decoded from `body`. Raises UnreadableBody("not_located") when it is no part of it."""
-    at: int = _raw_address(raw) - _bytes_address(body)
+    at = _raw_address(raw) - id(body) - _BYTES_AT
     size = len(raw)
     if 0 <= at <= len(body) - size:
         if size <= 2 * _COMPARED_BYTES:

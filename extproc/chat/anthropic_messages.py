@@ -13,10 +13,11 @@ from extproc.chat._draft import Draft
 from extproc.chat._hash import hash_turns
 from extproc.chat._json import ABSENT, decode, is_array, is_string, read_count
 from extproc.chat._loose import Counts, add, is_given, read_arguments, read_code, read_error, read_id, try_decode
+from extproc.chat._place import element_place, key_place, prefix_place
 from extproc.chat._reader import BodyReader
-from extproc.chat._request import ChatRequest, Place, Placement, ReadLimits
+from extproc.chat._request import ChatRequest, Directive, Place, Placement, ReadLimits
 from extproc.chat._route import segments
-from extproc.chat._splice import ArrayOf, MessageFrame, element_place, key_place, prefix_place, splice_block
+from extproc.chat._splice import ArrayOf, MessageFrame, splice_texts
 
 __all__ = ["hash_messages", "name", "read_answer", "read_request", "recognise", "splice"]
 
@@ -38,7 +39,13 @@ class _Array(ArrayOf):
 _decoder = msgspec.json.Decoder(_Body)
 _is_empty_object = re.compile(rb"\{\s*+\}").fullmatch
 _TEXT_TYPES: frozenset[str | None] = frozenset({"text"})
-_FRAME = MessageFrame(msgspec.json.Decoder(_Array), b'{"role":"user","content":"', b'"}')
+_FRAME = MessageFrame(
+    decoder=msgspec.json.Decoder(_Array),
+    turns=msgspec.json.Decoder(list[Turn]),
+    text_types=_TEXT_TYPES,
+    user=b'{"role":"user","content":"',
+    after=b'"}',
+)
 
 
 def recognise(method: str, path: str) -> bool:
@@ -63,13 +70,20 @@ def read_request(body: bytes, path: str, limits: ReadLimits) -> ChatRequest:  # 
     )
 
 
-def splice(body: bytes, request: ChatRequest, text: str, placement: Placement) -> bytes:
-    """`SYSTEM_FIRST` is the beginning of a `system` string, a new first block of an array, or that key.
+def splice(
+    body: bytes, request: ChatRequest, text: str, placement: Placement, directive: Directive | None = None
+) -> bytes:
+    """`SYSTEM_FIRST` is the beginning of a `system` string, a new first block of an array, or that key;
+    `SYSTEM_APPEND` the end of the string, a new last block, or that key.
 
-    It is LAST_USER where `system` is `null`, which cannot be kept. So is `BEFORE_LAST_USER` where the last user
-    message holds a tool's result too: that must directly follow the model's call.
+    Neither is there where `system` is `null`, which cannot be kept. Our blocks have no `cache_control`: the provider
+    takes four in a request, and the client's own count. Those cache what stands before them too: a directive in front
+    is cached with the client's blocks, one at the end is read after them at full price until a later mark.
+
+    There is no BEFORE_LAST_USER where the last user message holds a tool's result too: that must directly follow the
+    model's call. USER_PREPEND goes into a text and never before such a result, which has to be first in its message.
     """
-    return splice_block(body, request.edits, text, placement, _FRAME)
+    return splice_texts(body, request.edits, text, placement, directive, _FRAME)
 
 
 def _system_place(body: bytes, system: Raw) -> Place | None:

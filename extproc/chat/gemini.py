@@ -9,16 +9,17 @@ import msgspec
 from msgspec import Raw
 
 from extproc.chat._answer import AnswerLimits, AnswerReader, Usage
-from extproc.chat._conversation import Turn, read_conversation
+from extproc.chat._conversation import Turn, find_opening, read_conversation
 from extproc.chat._draft import Draft
 from extproc.chat._hash import hash_turns
 from extproc.chat._json import ABSENT, decode, is_array, is_object, is_string, read_count
 from extproc.chat._loose import Counts, add, is_given, read_arguments, read_code, read_error, read_id, try_decode
+from extproc.chat._place import element_place, key_place, prefix_place
 from extproc.chat._reader import BodyReader
-from extproc.chat._request import ChatRequest, Place, Placement, ReadLimits, UnreadableBody
+from extproc.chat._request import ChatRequest, Directive, Place, Placement, ReadLimits, UnreadableBody
 from extproc.chat._route import segments
 from extproc.chat._span import locate
-from extproc.chat._splice import ArrayOf, MessageFrame, element_place, key_place, prefix_place, splice_block
+from extproc.chat._splice import ArrayOf, MessageFrame, splice_texts
 
 __all__ = ["hash_messages", "name", "read_answer", "read_request", "recognise", "splice"]
 
@@ -68,7 +69,13 @@ _parts_decoder = msgspec.json.Decoder(_Content)
 _text_decoder = msgspec.json.Decoder(_Text)
 _generation_decoder = msgspec.json.Decoder(_Generation)
 _TEXT_TYPES: frozenset[str | None] = frozenset({None})
-_FRAME = MessageFrame(msgspec.json.Decoder(_Array), b'{"role":"user","parts":[{"text":"', b'"}]}')
+_FRAME = MessageFrame(
+    decoder=msgspec.json.Decoder(_Array),
+    turns=msgspec.json.Decoder(list[_Content]),
+    text_types=_TEXT_TYPES,
+    user=b'{"role":"user","parts":[{"text":"',
+    after=b'"}]}',
+)
 
 
 def recognise(method: str, path: str) -> bool:
@@ -84,7 +91,7 @@ def read_request(body: bytes, path: str, limits: ReadLimits) -> ChatRequest:
     if isinstance(read, _SingleBody):
         contents = [read.contents]
         found = read_conversation(body, contents, _TEXT_TYPES, limits, system)
-        edits = replace(found.edits, user_index=-1)
+        edits = replace(found.edits, user_index=-1, opening=find_opening(body, contents))
     else:
         contents = read.contents
         found = read_conversation(body, contents, _TEXT_TYPES, limits, system)
@@ -101,13 +108,16 @@ def read_request(body: bytes, path: str, limits: ReadLimits) -> ChatRequest:
     )
 
 
-def splice(body: bytes, request: ChatRequest, text: str, placement: Placement) -> bytes:
-    """`SYSTEM_FIRST` is a new first part of the system instruction, the beginning of its only part, or that key.
+def splice(
+    body: bytes, request: ChatRequest, text: str, placement: Placement, directive: Directive | None = None
+) -> bytes:
+    """`SYSTEM_FIRST` is a new first part of the system instruction, the beginning of its only part, or that key;
+    `SYSTEM_APPEND` a new last part, the end of the only part, or that key.
 
-    It is LAST_USER where the instruction is `null` or has no parts. So is `BEFORE_LAST_USER` where `contents` is no
+    Neither is there where the instruction is `null` or has no parts; nor is BEFORE_LAST_USER where `contents` is no
     array, or where the last user message holds a function's response too: that must directly follow the model's call.
     """
-    return splice_block(body, request.edits, text, placement, _FRAME)
+    return splice_texts(body, request.edits, text, placement, directive, _FRAME)
 
 
 def _model_and_method(parts: list[str]) -> tuple[str, str]:

@@ -21,9 +21,9 @@ from extproc.chat._loose import (
     try_decode,
 )
 from extproc.chat._reader import BodyReader
-from extproc.chat._request import ChatRequest, Placement, ReadLimits
+from extproc.chat._request import ChatRequest, Directive, Placement, ReadLimits
 from extproc.chat._route import segments
-from extproc.chat._splice import ArrayOf, MessageFrame, splice_block
+from extproc.chat._splice import ArrayOf, MessageFrame, splice_texts
 
 __all__ = ["hash_messages", "name", "read_answer", "read_request", "recognise", "splice"]
 
@@ -46,7 +46,12 @@ _decoder = msgspec.json.Decoder(_Body)
 _TEXT_TYPES: frozenset[str | None] = frozenset({"text"})
 _FRAMES = {
     role: MessageFrame(
-        msgspec.json.Decoder(_Array), b'{"role":"user","content":"', b'"}', b'{"role":"%b","content":"' % role.encode()
+        decoder=msgspec.json.Decoder(_Array),
+        turns=msgspec.json.Decoder(list[Turn]),
+        text_types=_TEXT_TYPES,
+        user=b'{"role":"user","content":"',
+        after=b'"}',
+        system=b'{"role":"%b","content":"' % role.encode(),
     )
     for role in ("system", "developer")
 }
@@ -72,10 +77,15 @@ def read_request(body: bytes, path: str, limits: ReadLimits) -> ChatRequest:
     )
 
 
-def splice(body: bytes, request: ChatRequest, text: str, placement: Placement) -> bytes:
-    """`SYSTEM_FIRST` is a new first message, in the role `developer` when the client's own first message has it."""
+def splice(
+    body: bytes, request: ChatRequest, text: str, placement: Placement, directive: Directive | None = None
+) -> bytes:
+    """`SYSTEM_FIRST` is a new first message, `SYSTEM_APPEND` one after the leading messages of the roles `system` and
+    `developer`. Both are in the role `developer` when the client's own first message has it: models that take it
+    refuse a mixture.
+    """
     role = "developer" if request.edits.first_role == "developer" else "system"
-    return splice_block(body, request.edits, text, placement, _FRAMES[role])
+    return splice_texts(body, request.edits, text, placement, directive, _FRAMES[role])
 
 
 def _deployment(path: str) -> str:

@@ -20,10 +20,20 @@ from extproc.chat._loose import (
     read_string,
     try_decode,
 )
+from extproc.chat._place import key_place, prefix_place
 from extproc.chat._reader import BodyReader
-from extproc.chat._request import ChatRequest, EditPoints, Place, Placement, ReadLimits, UnreadableBody
+from extproc.chat._request import (
+    ChatRequest,
+    Directive,
+    EditPoints,
+    Opening,
+    Place,
+    Placement,
+    ReadLimits,
+    UnreadableBody,
+)
 from extproc.chat._route import segments
-from extproc.chat._splice import ArrayOf, MessageFrame, key_place, prefix_place, splice_block
+from extproc.chat._splice import ArrayOf, MessageFrame, splice_texts
 from extproc.chat._text import is_text, read_text
 
 __all__ = ["hash_messages", "name", "read_answer", "read_request", "recognise", "splice"]
@@ -61,7 +71,17 @@ _items_decoder = msgspec.json.Decoder(_ItemsBody)
 _any_decoder = msgspec.json.Decoder(_AnyBody)
 _TEXT_TYPES: frozenset[str | None] = frozenset({"input_text", "output_text"})
 _CALLS = {"function_call", "custom_tool_call"}
-_FRAME = MessageFrame(msgspec.json.Decoder(_Array), b'{"role":"user","content":"', b'"}')
+_FRAMES = {
+    role: MessageFrame(
+        decoder=msgspec.json.Decoder(_Array),
+        turns=msgspec.json.Decoder(list[_Item]),
+        text_types=_TEXT_TYPES,
+        user=b'{"role":"user","content":"',
+        after=b'"}',
+        system=b'{"role":"%b","content":"' % role.encode(),
+    )
+    for role in ("system", "developer")
+}
 
 
 def recognise(method: str, path: str) -> bool:
@@ -88,13 +108,18 @@ def read_request(body: bytes, path: str, limits: ReadLimits) -> ChatRequest:  # 
     )
 
 
-def splice(body: bytes, request: ChatRequest, text: str, placement: Placement) -> bytes:
-    """`SYSTEM_FIRST` is the beginning of `instructions`, or that key.
+def splice(
+    body: bytes, request: ChatRequest, text: str, placement: Placement, directive: Directive | None = None
+) -> bytes:
+    """`SYSTEM_FIRST` is the beginning of `instructions`, or that key; where it is `null`, which cannot be kept, a new
+    first item of `input`. `SYSTEM_APPEND` is an item after the leading ones of the roles `system` and `developer`,
+    which the model reads after `instructions`; without such items the end of `instructions`, or SYSTEM_FIRST.
 
-    It is LAST_USER where `instructions` is `null`, which cannot be kept. So is `BEFORE_LAST_USER` where `input` is a
-    string.
+    Our items are in the role `developer`, but `system` when the client's own first item has it. Where `input` is a
+    string there is no place for an item, and none for BEFORE_LAST_USER.
     """
-    return splice_block(body, request.edits, text, placement, _FRAME)
+    role = "system" if request.edits.first_role == "system" else "developer"
+    return splice_texts(body, request.edits, text, placement, directive, _FRAMES[role])
 
 
 def _decode(body: bytes) -> _ItemsBody | _AnyBody:
@@ -112,8 +137,9 @@ def _decode(body: bytes) -> _ItemsBody | _AnyBody:
 
 def _read_string(body: bytes, text: Raw, limits: ReadLimits, system: Place | None) -> Conversation:
     if not is_text(text):
-        return Conversation("", (), len(body), EditPoints(system=system))
-    edits = EditPoints(last_user=prefix_place(body, text), system=system)
+        return Conversation("", (), len(body), EditPoints(system=system, opening=Opening()))
+    place = prefix_place(body, text)
+    edits = EditPoints(last_user=place, system=system, opening=Opening(first_user_at=place.at - 1))
     return Conversation(read_text([text], limits.query_bytes), (), len(body), edits)
 
 

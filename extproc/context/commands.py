@@ -35,19 +35,20 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Show which memories the engine finds for a query, with score and relevance, best first."""
-    from extproc.context.retrieve import Document, Index
-    from extproc.context.retrieve import search as retrieve
-    from extproc.context.score import score
-    from extproc.memory.text import parse_query
+    from extproc.context.cache import load_index
+    from extproc.context.engine import LEAST_FOUND
+    from extproc.context.retrieve import Meanings, collect
+    from extproc.context.score import rank
+    from extproc.memory.features import open_indexer
 
     namespace = whose(org, agent, user, data)
-    indexes = []
+    indexer = open_indexer()
     with opened(data) as store:
-        for partition in namespace.partitions():
-            with store.snapshot(partition) as snapshot:
-                indexes.append(Index(Document.of(memory) for batch in snapshot.active() for memory in batch))
-    hits = retrieve(indexes, parse_query(query), limit, datetime.now(UTC)).hits
-    found = score(hits, max((hit.memory.created_at for hit in hits), default=datetime.now(UTC)))
+        indexes = [load_index(store, indexer, partition) for partition in namespace.partitions()]
+    question = indexer.question(query)
+    pool = collect(indexes, question, Meanings(indexer.table), datetime.now(UTC))
+    ranking = rank(pool, question.query, limit)
+    found = [one for one in ranking.scored if one.relevance >= LEAST_FOUND]
     if as_json:
         rows = [
             {
@@ -67,4 +68,4 @@ def search(
     for one in found:
         typer.echo(f"{one.composite:.3f}  {one.relevance:.3f}  {one.memory.id}  {printable(one.memory.content)}")
     if not found:
-        typer.echo("Nothing found: no memory here shares a word with the query.", err=True)
+        typer.echo("Nothing found: no memory here has to do with the query.", err=True)

@@ -1,33 +1,37 @@
-"""From a request to its block: look up, retrieve, score, pack, render. No gRPC, no telemetry.
+"""From a request to its block: embed, retrieve, score, pack, render. No gRPC, no telemetry.
 
 Nothing here fails because memories cannot be had: the block is then empty, and the outcome says why.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
+from extproc.context.admission import Admission
 from extproc.context.budget import memory_budget
-from extproc.context.pack import Exclusion, Packed, chronological, pack
-from extproc.context.render import WRAPPER_TOKENS, item_tokens, nonce, render
-from extproc.context.retrieve import Matches, search
-from extproc.context.score import DEFAULT_WEIGHTS, Scored, Weights, required_relevance, score
+from extproc.context.order import chronological
+from extproc.context.pack import Exclusion, Packed
+from extproc.context.render import WRAPPER_TOKENS, nonce, render
+from extproc.context.retrieve import Filter, Meanings, collect, standing
+from extproc.context.score import DEFAULT_WEIGHTS, Ranking, Scored, Weights, rank, unranked
+from extproc.context.select import select
 from extproc.memory.store import StoreError
-from extproc.memory.text import parse_query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from extproc.context.cache import NamespaceCache
-    from extproc.context.retrieve import Hit, Index
-    from extproc.memory.model import Memory, Namespace
-    from extproc.memory.text import Query
+    from extproc.context.index import Index
+    from extproc.memory.features import Question, WindowIndexer
+    from extproc.memory.model import Namespace
     from extproc.settings import EngineSettings
 
 __all__ = ["Assembly", "Engine", "Found", "Outcome", "Request", "Stage"]
@@ -40,6 +44,15 @@ SPARE_CANDIDATES = 14
 
 MAX_QUERY_CHARACTERS = 16_384
 """The rest of a longer query is not read: it would take milliseconds of the event loop."""
+LARGE = 200_000
+"""Memories in a namespace from which on its search has a thread of its own: 5 ms and more, most of it in numpy and
+faiss, which leave the interpreter to others."""
+LEAST_FOUND = 0.1
+"""Relevance below which a search does not name a memory: it has nothing to do with the query."""
+
+
+_EMBED_SHARE = 0.5
+"""Of the time that is left, for an embedder that is not quick; then words alone are compared."""
 
 
 class Outcome(StrEnum):
@@ -56,8 +69,11 @@ class Outcome(StrEnum):
 
 class Stage(StrEnum):
     BUDGET = "budget"
+    EMBED = "embed"
+    LOAD = "load"
+    WAIT = "wait"
+    """For the CPU, while others have it."""
     RETRIEVE = "retrieve"
-    RANK = "rank"
     PACK = "pack"
     RENDER = "render"
 
@@ -72,6 +88,8 @@ class Request:
     """0: the setting's."""
     weights: Weights = DEFAULT_WEIGHTS
     skip_retrieved: bool = False
+    skip_standing: bool = False
+    """Leave out what is pinned and what a profile holds."""
 
 
 @dataclass(slots=True)
@@ -101,64 +119,105 @@ class Found:
     evaluated: int = 0
 
 
+_NOTHING = Ranking()
+
+
+@dataclass(frozen=True, slots=True)
+class _Recalled:
+    ranking: Ranking = _NOTHING
+    pinned: Sequence[Scored] = ()
+    profile: Sequence[Scored] = ()
+
+
 class Engine:
     def __init__(
         self,
         cache: NamespaceCache,
+        indexer: WindowIndexer,
         settings: EngineSettings,
         on_foreign: Callable[[int], None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`on_foreign` is told how many memories of somebody else were dropped: each is a bug of the store."""
         self._cache = cache
+        self._indexer = indexer
+        self._meanings = Meanings(indexer.table)
         self._settings = settings
         self._nonce_key = settings.nonce_key.get_secret_value().encode()
         self._on_foreign = on_foreign
         self._now = now
+        self.admission = Admission(settings.most_requests)
 
     async def assemble(self, request: Request, wall_s: float) -> Assembly:
-        """Ends within `wall_s`, and about a millisecond when nothing must be loaded."""
+        """Ends within `wall_s`, and a few milliseconds when nothing must be loaded. Raises Overloaded."""
         assembly = Assembly()
         clock = _Clock(assembly.stages_ms)
-        await self._assemble(request, wall_s, assembly, clock)
+        with self.admission.room(request.namespace.org_id):
+            await self._assemble(request, wall_s, assembly, clock)
         assembly.total_ms = clock.total_ms()
         return assembly
 
     async def _assemble(self, request: Request, wall_s: float, assembly: Assembly, clock: _Clock) -> None:
         settings = self._settings
-        query = parse_query(request.query[:MAX_QUERY_CHARACTERS])
-        if request.skip_retrieved or not query.stems:
-            assembly.outcome = Outcome.SKIPPED if request.skip_retrieved else Outcome.NO_QUERY
-            return
+        deadline = time.monotonic() + wall_s
         budget = memory_budget(settings.memory_budget_tokens, request.available_tokens)
-        most = min(request.max_memories or settings.max_memories, settings.max_memories)
-        mark = nonce(self._nonce_key, request.namespace, request.session_id)
         clock.ended(Stage.BUDGET)
 
+        question = await self._question("" if request.skip_retrieved else request.query, deadline)
+        clock.ended(Stage.EMBED)
+        if request.skip_retrieved:
+            assembly.outcome = Outcome.SKIPPED
+        elif not question.query.stems:
+            assembly.outcome = Outcome.NO_QUERY
         try:
-            indexes = self._cache.ready(request.namespace) or await self._cache.wait(request.namespace, wall_s)
+            indexes = await self._cache.find(request.namespace, question, deadline)
         except StoreError as error:
             _log.warning("retrieval_failed_nothing_injected", error=str(error))
             indexes, assembly.outcome = [], Outcome.STORE_ERROR
         if indexes is None:
             indexes, assembly.outcome = [], Outcome.NOT_READY
-        matches = self._search(indexes, request.namespace, query, most + SPARE_CANDIDATES)
-        assembly.evaluated = matches.evaluated
+        clock.ended(Stage.LOAD)
+        async with self.admission.turn(request.namespace.org_id, deadline):
+            clock.ended(Stage.WAIT)
+            await self._fill(request, question, indexes, budget, assembly, clock)
+
+    async def _fill(
+        self,
+        request: Request,
+        question: Question,
+        indexes: Sequence[Index],
+        budget: int,
+        assembly: Assembly,
+        clock: _Clock,
+    ) -> None:
+        """The part that takes the CPU."""
+        settings = self._settings
+        most = min(request.max_memories or settings.max_memories, settings.max_memories)
+        recalled = await self._recall(
+            indexes,
+            request.namespace,
+            question,
+            most + SPARE_CANDIDATES,
+            request.weights,
+            with_standing=not request.skip_standing,
+        )
+        assembly.evaluated = recalled.ranking.evaluated
         clock.ended(Stage.RETRIEVE)
-        if not matches.hits:
-            return
 
-        scored = _score(matches.hits, request.weights)
-        required = required_relevance(query, settings.min_relevance, max(one.relevance for one in scored))
-        clock.ended(Stage.RANK)
-
-        assembly.packed = pack(
-            scored, tokens=budget - WRAPPER_TOKENS, max_memories=most, required=required, cost=item_tokens
+        assembly.packed = select(
+            recalled.ranking,
+            question.query,
+            min_relevance=settings.min_relevance,
+            tokens=budget,
+            max_memories=most,
+            pinned=recalled.pinned,
+            profile=recalled.profile,
         )
         included = assembly.included
         clock.ended(Stage.PACK)
         if included:
             assembly.outcome = Outcome.INJECTED
+            mark = nonce(self._nonce_key, request.namespace, request.session_id)
             assembly.text = render(chronological([one.scored.memory for one in included]), mark)
             assembly.tokens = WRAPPER_TOKENS + sum(one.tokens for one in included)
         clock.ended(Stage.RENDER)
@@ -169,41 +228,87 @@ class Engine:
         query: str,
         limit: int,
         wall_s: float,
-        accept: Callable[[Memory], bool] | None = None,
+        accept: Filter | None = None,
     ) -> Found:
-        """What matches, best first, without the gate. Raises StoreError, or TimeoutError when not loaded in time."""
-        indexes = self._cache.ready(namespace) or await self._cache.wait(namespace, wall_s)
-        if indexes is None:
-            raise TimeoutError
-        matches = self._search(indexes, namespace, parse_query(query[:MAX_QUERY_CHARACTERS]), limit, accept)
-        return Found(_score(matches.hits, DEFAULT_WEIGHTS), matches.evaluated)
+        """What matches, best first, without the gate.
 
-    def _search(
+        Raises StoreError, Overloaded, or TimeoutError when the namespace is not loaded in time.
+        """
+        deadline = time.monotonic() + wall_s
+        with self.admission.room(namespace.org_id):
+            question = await self._question(query, deadline)
+            indexes = await self._cache.whole(namespace, deadline)
+            if indexes is None:
+                raise TimeoutError
+            async with self.admission.turn(namespace.org_id, deadline):
+                recalled = await self._recall(indexes, namespace, question, limit, DEFAULT_WEIGHTS, accept)
+        ranking = recalled.ranking
+        return Found([one for one in ranking.scored if one.relevance >= LEAST_FOUND], ranking.evaluated)
+
+    async def _question(self, query: str, deadline: float) -> Question:
+        text = query[:MAX_QUERY_CHARACTERS]
+        if self._indexer.is_quick:
+            return self._indexer.question(text)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic()) * _EMBED_SHARE):
+                return await self._cache.run(partial(self._indexer.question, text))
+        except TimeoutError:
+            return self._indexer.words_of_question(text)
+
+    async def _recall(
         self,
         indexes: Sequence[Index],
         namespace: Namespace,
-        query: Query,
+        question: Question,
         limit: int,
-        accept: Callable[[Memory], bool] | None = None,
-    ) -> Matches:
-        matches = search(indexes, query, limit, self._now(), accept)
-        own = [hit for hit in matches.hits if namespace.can_see(hit.memory)]
-        foreign = len(matches.hits) - len(own)
-        if foreign:
-            self._on_foreign(foreign)
+        weights: Weights,
+        accept: Filter | None = None,
+        *,
+        with_standing: bool = False,
+    ) -> _Recalled:
+        work = partial(
+            self._recalled, indexes, namespace, question, limit, weights, accept, with_standing=with_standing
+        )
+        if sum(map(len, indexes)) < LARGE:
+            return work()
+        async with self._cache.reading(indexes):
+            return await self._cache.run(work)
+
+    def _recalled(
+        self,
+        indexes: Sequence[Index],
+        namespace: Namespace,
+        question: Question,
+        limit: int,
+        weights: Weights,
+        accept: Filter | None,
+        *,
+        with_standing: bool,
+    ) -> _Recalled:
+        now = self._now()
+        pinned, profile = standing(indexes, now) if with_standing else ([], [])
+        if not question.query.stems or not any(map(len, indexes)):
+            return _Recalled(pinned=self._own(map(unranked, pinned), namespace))
+        pool = collect(indexes, question, self._meanings, now, accept)
+        ranking = rank(pool, question.query, limit, weights)
+        return _Recalled(
+            ranking._replace(scored=self._own(ranking.scored, namespace)),
+            self._own(map(unranked, pinned), namespace),
+            self._own(map(unranked, profile), namespace),
+        )
+
+    def _own(self, found: Iterable[Scored], namespace: Namespace) -> list[Scored]:
+        every = list(found)
+        own = [one for one in every if namespace.can_see(one.memory)]
+        if len(own) < len(every):
+            self._on_foreign(len(every) - len(own))
             _log.error(
                 "foreign_memories_dropped_this_is_a_bug_of_the_store",
                 org_id=namespace.org_id,
                 agent_id=namespace.agent_id,
-                memory_ids=[hit.memory.id for hit in matches.hits if not namespace.can_see(hit.memory)][:8],
+                memory_ids=[one.memory.id for one in every if not namespace.can_see(one.memory)][:8],
             )
-        return Matches(own, matches.evaluated - foreign)
-
-
-def _score(hits: Sequence[Hit], weights: Weights) -> list[Scored]:
-    if not hits:
-        return []
-    return score(hits, max(hit.memory.created_at for hit in hits), weights)
+        return own
 
 
 class _Clock:

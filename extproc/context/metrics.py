@@ -11,6 +11,7 @@ from extproc.context.engine import Outcome, Stage
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from extproc.context.admission import Admission
     from extproc.context.cache import NamespaceCache
 
 __all__ = ["EngineMetrics"]
@@ -56,3 +57,7 @@ class EngineMetrics:
         Gauge("ibex_engine_cache_partitions", "Partitions of namespaces held", registry=registry).set_function(
             lambda: len(cache)
         )
+        self._inside = Gauge("ibex_engine_requests_inside", "Requests that wait or are worked on", registry=registry)
+
+    def watch(self, admission: Admission) -> None:
+        self._inside.set_function(lambda: admission.inside)

@@ -5,13 +5,19 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from extproc.context.order import group
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import date
 
     from extproc.context.score import Scored
     from extproc.memory.model import Memory
 
-__all__ = ["Exclusion", "Packed", "chronological", "pack"]
+__all__ = ["STANDING_SHARE", "Exclusion", "Packed", "pack"]
+
+STANDING_SHARE = 0.15
+"""Of the budget, at most, for what is there whatever is asked: a full block still answers the question."""
 
 
 class Exclusion(StrEnum):
@@ -38,38 +44,46 @@ def pack(
     max_memories: int,
     required: float,
     cost: Callable[[Memory], int],
+    group_cost: int = 0,
+    standing: Sequence[Scored] = (),
 ) -> list[Packed]:
-    """A decision for each candidate, in the order given (best first). `tokens`: what is left after the wrapper.
+    """A decision for each candidate, `standing` ones first, then in the order given (best first).
 
-    A candidate that does not fit is skipped, and smaller ones behind it still get in. `required`: relevance below which
-    nothing is included.
+    A candidate that does not fit is skipped, and smaller ones behind it still get in. `tokens`: what is left after the
+    wrapper. `required`: score below which nothing is included, but for standing ones, which have a share of the budget
+    of their own. `group_cost`: tokens of a date line, which the first memory of a group pays.
     """
-    decisions = []
-    included = 0
+    decisions: list[Packed] = []
+    included: set[str] = set()
+    groups: set[tuple[str, date]] = set()
+    left = tokens
+
+    def decide(candidate: Scored, room: int) -> int:
+        """Returns what it took."""
+        memory = candidate.memory
+        key = group(memory)
+        line = 0 if key in groups else group_cost
+        price = memory.content_tokens + line
+        if len(included) == max_memories or price > room or (price := cost(memory) + line) > room:
+            decisions.append(Packed(candidate, Exclusion.BUDGET, price))
+            return 0
+        decisions.append(Packed(candidate, Exclusion.INCLUDED, price))
+        included.add(memory.id)
+        groups.add(key)
+        return price
+
+    room = int(tokens * STANDING_SHARE)
+    for candidate in standing:
+        taken = decide(candidate, room)
+        room -= taken
+        left -= taken
+        if not taken:
+            decisions.pop()  # it may still get in by its score
     for candidate in scored:
-        price = candidate.memory.content_tokens
-        if candidate.relevance < required:
-            exclusion = Exclusion.FILTER
-        elif included == max_memories or price > tokens or (price := cost(candidate.memory)) > tokens:
-            exclusion = Exclusion.BUDGET
+        if candidate.memory.id in included:
+            continue
+        if candidate.composite < required:
+            decisions.append(Packed(candidate, Exclusion.FILTER, candidate.memory.content_tokens))
         else:
-            exclusion = Exclusion.INCLUDED
-            included += 1
-            tokens -= price
-        decisions.append(Packed(candidate, exclusion, price))
+            left -= decide(candidate, left)
     return decisions
-
-
-def chronological(memories: Sequence[Memory]) -> list[Memory]:
-    """By session, sessions by their earliest memory here, and by time within: a model reads them as they happened."""
-    began: dict[str | None, float] = {}
-    for memory in memories:
-        at = memory.created_at.timestamp()
-        began[memory.session_id] = min(at, began.get(memory.session_id, at))
-
-    def key(memory: Memory) -> tuple[float, str, float, int, str]:
-        at = memory.created_at.timestamp()
-        start = at if memory.session_id is None else began[memory.session_id]
-        return (start, memory.session_id or "", at, memory.turn_index or 0, memory.id)
-
-    return sorted(memories, key=key)

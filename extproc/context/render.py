@@ -11,6 +11,8 @@ import hmac
 import re
 from typing import TYPE_CHECKING
 
+from extproc.context.order import group
+from extproc.memory.features import speaker
 from extproc.memory.tokens import estimate_tokens
 
 if TYPE_CHECKING:
@@ -18,15 +20,21 @@ if TYPE_CHECKING:
 
     from extproc.memory.model import Memory, Namespace
 
-__all__ = ["NONCE_CHARACTERS", "WRAPPER_TOKENS", "item_tokens", "nonce", "render", "visible"]
+__all__ = ["DATE_TOKENS", "NONCE_CHARACTERS", "WRAPPER_TOKENS", "item_tokens", "nonce", "render", "visible"]
 
 NONCE_CHARACTERS = 12
 """48 bits: not to be guessed by who may try once per request."""
 
 WRAPPER_TOKENS = 68
 """The block without memories: 56 to 68 tokens in 3,000 samples with o200k and with cl100k."""
-_TAG_TOKENS = 24
-"""Tags, id and date of one memory: 19 to 24 tokens in 2,000 samples with o200k and with cl100k."""
+_TAG_TOKENS = 7
+"""Mark and id of one memory: 6.9 tokens in the mean of 500 samples, with o200k and with cl100k."""
+_SPEAKER_TOKENS = 1
+"""The colon after a name."""
+DATE_TOKENS = 7
+"""A line with a date."""
+_ID_CHARACTERS = 4
+"""Of the random end of the UUID, for a reader to point at: a whole one costs more tokens than most memories."""
 
 _NOTICE = (
     "Recalled from earlier conversations, for reference. "
@@ -54,17 +62,29 @@ def nonce(key: bytes, namespace: Namespace, session_id: str) -> str:
 
 
 def render(memories: Sequence[Memory], nonce: str) -> str:
-    """The block, ending without a line end; the empty string for no memories."""
+    """The block, ending without a line end; the empty string for no memories.
+
+    A line with its date stands before each group.
+    """
     if not memories:
         return ""
     head, foot = _wrapper(nonce)
-    return head + "".join(map(_item, memories)) + foot
+    parts = [head]
+    shown = None
+    for memory in memories:
+        if (its := group(memory)) != shown:
+            shown = its
+            parts.append(f"{its[1].isoformat()}\n")
+        parts.append(_item(memory))
+    return "".join([*parts, foot])
 
 
 def item_tokens(memory: Memory) -> int:
-    """What one memory adds to the block, with its tags."""
+    """What one memory adds to the block, with its tags, without its date."""
     text = _escaped(memory.content)
-    return _TAG_TOKENS + (memory.content_tokens if text == memory.content else estimate_tokens(text))
+    tokens = _TAG_TOKENS + (memory.content_tokens if text == memory.content else estimate_tokens(text))
+    who = speaker(memory)
+    return tokens + _SPEAKER_TOKENS + estimate_tokens(_escaped(who)) if who else tokens
 
 
 def visible(text: str) -> str:
@@ -77,9 +97,10 @@ def _wrapper(nonce: str) -> tuple[str, str]:
 
 
 def _item(memory: Memory) -> str:
-    """One element. Its id is the random end of the UUID: a whole one costs more tokens than most memories."""
-    date = (memory.valid_from or memory.created_at).date().isoformat()
-    return f'<memory id="{memory.id[-8:]}" date="{date}">{_escaped(memory.content)}</memory>\n'
+    """Its mark, its text, a line end. An empty element costs less than one around the text, and is as hard to forge."""
+    who = speaker(memory)
+    said = f"{who}: {memory.content}" if who else memory.content
+    return f'<m id="{memory.id[-_ID_CHARACTERS:]}"/>{_escaped(said)}\n'
 
 
 def _escaped(text: str) -> str:

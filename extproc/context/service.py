@@ -21,23 +21,28 @@ from prometheus_client import REGISTRY
 from typing_extensions import override
 
 from extproc import names
+from extproc.context.admission import Overloaded
 from extproc.context.cache import NamespaceCache
 from extproc.context.engine import Engine, Request, Stage
 from extproc.context.metrics import EngineMetrics
 from extproc.context.pack import Exclusion, Packed
 from extproc.context.score import DEFAULT_WEIGHTS, SCORE_SCHEMA, Scored, Weights
 from extproc.context.usage import RetrievalCounts
-from extproc.memory.model import InvalidValue, Memory, Namespace, parse_category, parse_uuid
+from extproc.memory.model import InvalidValue, Namespace, parse_category, parse_uuid
 from extproc.memory.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
+    import numpy as np
     from google.protobuf.message import Message
     from grpc import aio
+    from numpy.typing import NDArray
     from prometheus_client import CollectorRegistry
 
     from extproc.context.engine import Assembly
+    from extproc.context.index import Index
+    from extproc.memory.features import WindowIndexer
     from extproc.memory.store import MemoryStore
     from extproc.settings import EngineSettings
 
@@ -76,13 +81,20 @@ M = TypeVar("M", bound="Message")
 class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
     """Await `start` before the server starts and `stop` after it has; both in the server's event loop."""
 
-    def __init__(self, store: MemoryStore, settings: EngineSettings, registry: CollectorRegistry = REGISTRY) -> None:
-        """The store stays the caller's to close, after `stop`."""
+    def __init__(
+        self,
+        store: MemoryStore,
+        indexer: WindowIndexer,
+        settings: EngineSettings,
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
+        """The store stays the caller's to close, after `stop`. `indexer`: the one that the store writes with."""
         self._store = store
         self._wall_s = settings.retrieval_wall_ms / 1000
-        self._cache = NamespaceCache(store, settings.namespace_cache_bytes)
+        self._cache = NamespaceCache(store, indexer, settings.namespace_cache_bytes)
         self._metrics = EngineMetrics(registry, self._cache)
-        self._engine = Engine(self._cache, settings, on_foreign=self._metrics.foreign.inc)
+        self._engine = Engine(self._cache, indexer, settings, on_foreign=self._metrics.foreign.inc)
+        self._metrics.watch(self._engine.admission)
         self._retrievals = RetrievalCounts(store, self._cache, on_lost=self._metrics.lost_retrievals.inc)
 
     async def start(self) -> None:
@@ -91,6 +103,13 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         # Compiles the statements, so that the first namespace is loaded within the wall.
         await self._cache.wait(Namespace(_NOBODY, _NOBODY, _NOBODY), SEARCH_WALL_S)
         self._retrievals.start()
+
+    async def warm(self, namespace: Namespace, timeout_s: float) -> bool:
+        """Load a namespace before anybody asks. False: it is not loaded yet, and goes on. Raises StoreError."""
+        if await self._cache.whole(namespace, time.monotonic() + timeout_s) is None:
+            return False
+        await self._cache.settle(namespace)
+        return True
 
     async def stop(self) -> None:
         """Write what was counted and let go of the threads."""
@@ -133,6 +152,8 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         except StoreError as error:
             code, reason = grpc.StatusCode.UNAVAILABLE, "the memory store cannot be used now"
             _log.warning("call_failed", method=method, error=str(error))
+        except Overloaded:
+            code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, "the engine has more to do than it can; add engines"
         except TimeoutError:
             code, reason = grpc.StatusCode.DEADLINE_EXCEEDED, "the memories were not loaded in time; try again"
         except Exception:  # noqa: BLE001 (the edge: a bug ends one call, not the server)
@@ -164,6 +185,7 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
             max_memories=options.max_memories,
             weights=_weights(options) if request.HasField("options") else DEFAULT_WEIGHTS,
             skip_retrieved=options.skip_cold_memories,
+            skip_standing=options.skip_hot_memories,
         )
         span = _start_span(context)
         try:
@@ -192,10 +214,8 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         categories = frozenset(map(parse_category, request.categories))
         tags = frozenset(request.tags)
 
-        def accept(memory: Memory) -> bool:
-            return (not categories or memory.category in categories) and (
-                not tags or not tags.isdisjoint(_tags(memory))
-            )
+        def accept(index: Index) -> NDArray[np.bool_]:
+            return index.accepted(categories, tags)
 
         limit = min(request.limit or DEFAULT_FOUND, MOST_FOUND)
         wall_s = min(SEARCH_WALL_S, _time_left_s(context))
@@ -255,8 +275,8 @@ def _assembled(request: pb.AssembleContextRequest, assembly: Assembly, included:
         memories_used=_used(assembly.packed),
         metrics=pb.AssemblyMetrics(
             budget_calculation_ms=stage_ms[Stage.BUDGET],
-            cold_memory_retrieval_ms=stage_ms[Stage.RETRIEVE],
-            ranking_ms=stage_ms[Stage.RANK],
+            cold_memory_retrieval_ms=stage_ms[Stage.LOAD],
+            ranking_ms=stage_ms[Stage.RETRIEVE],
             packing_ms=stage_ms[Stage.PACK],
             formatting_ms=stage_ms[Stage.RENDER],
             total_ms=round(assembly.total_ms),
@@ -289,7 +309,7 @@ def _used(packed: Sequence[Packed]) -> list[pb.MemoryUsed]:
                 rank=rank,
                 category=scored.memory.category,
                 exclusion=one.exclusion,
-                similarity=scored.relevance,
+                similarity=scored.similarity,
                 confidence=scored.confidence,
                 token_estimate=one.tokens,
             )
@@ -308,11 +328,6 @@ def _memory(scored: Scored) -> pb.Memory:
         retrieval_count=memory.retrieval_count,
         created_at=memory.created_at.isoformat().replace("+00:00", "Z"),
     )
-
-
-def _tags(memory: Memory) -> list[str]:
-    tags = memory.metadata.get("tags")
-    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
 
 
 def _start_span(context: context_pb2_grpc._ServicerContext) -> trace.Span:

@@ -4,7 +4,8 @@ Everything about what happens when is here. This file knows no gRPC, no protobuf
 (`extproc.filter.service`) turns Envoy's messages into events, performs the effects and feeds their results back.
 
 Two invariants, whatever the order of the messages:
-- each message gets exactly one reply (`Continue`, `Forward` or `SetResponseHeaders`), at once or after one `Assemble`;
+- each message gets exactly one reply (`Continue`, `Forward` or `SetResponseHeaders`), at once, or after one
+  `LookUpDirective`, one `Assemble`, or both in this order;
 - each exchange gets exactly one `Record`, with its one outcome.
 """
 
@@ -18,6 +19,7 @@ from typing import TypeAlias
 
 from extproc import names
 from extproc.chat import ChatFormat, ChatRequest, Placement, ReadLimits, UnreadableBody, recognise
+from extproc.directives.directive import ActiveDirective
 from extproc.filter.identity import Identity
 from extproc.filter.outcome import Outcome
 
@@ -26,14 +28,17 @@ __all__ = [
     "Assemble",
     "Assembled",
     "Continue",
+    "DirectiveKnown",
     "Effect",
     "Event",
     "Exchange",
     "Failed",
     "Forward",
+    "LookUpDirective",
     "NotAssembled",
     "OtherMessage",
     "Policy",
+    "PrepareDirective",
     "Record",
     "RequestBody",
     "RequestHeaders",
@@ -51,13 +56,17 @@ class UnexpectedEvent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What one installation, or one route of it, does with memory."""
+    """What one installation, or one route of it, does with memory and directives."""
 
     placement: Placement = Placement.LAST_USER
     is_enabled: bool = True
     max_body_bytes: int = 10 * 1024 * 1024
     context_window_tokens: int = 128_000
     limits: ReadLimits = ReadLimits()
+    has_directives: bool = False
+    """Whether agents may have directives; without, nobody is asked for any."""
+    keeps_directive_on_skip: bool = False
+    """Whether a client that wants no memory gets the directive all the same."""
 
 
 # Events: facts that the driver tells.
@@ -76,6 +85,13 @@ class RequestHeaders:
 class RequestBody:
     body: bytes
     """The whole body, as the client sent it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectiveKnown:
+    """What the look-up gave. None: the agent has no directive, or nobody could say which."""
+
+    directive: ActiveDirective | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +129,15 @@ class StreamEnded:
 
 
 Event: TypeAlias = (
-    RequestHeaders | RequestBody | Assembled | NotAssembled | ResponseHeaders | OtherMessage | Failed | StreamEnded
+    RequestHeaders
+    | RequestBody
+    | DirectiveKnown
+    | Assembled
+    | NotAssembled
+    | ResponseHeaders
+    | OtherMessage
+    | Failed
+    | StreamEnded
 )
 
 
@@ -126,6 +150,20 @@ class Continue:
 
 
 @dataclass(frozen=True, slots=True)
+class PrepareDirective:
+    """Begin to look for the directive of this agent and wait for nothing: the body will ask for it."""
+
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class LookUpDirective:
+    """Look for the directive of this agent, within its share of the budget, and feed `DirectiveKnown`."""
+
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True)
 class Assemble:
     """Ask the engine, within what is left of the budget, and feed `Assembled` or `NotAssembled`."""
 
@@ -135,6 +173,7 @@ class Assemble:
     session_id: str
     request_id: str
     available_tokens: int
+    directive_version_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +198,28 @@ class Record:
     outcome: Outcome
     memories: int
     tokens: int
+    """Of everything that went in, the directive included."""
+    directive_version_id: str = ""
+    """Empty: no directive went in."""
 
 
-Effect: TypeAlias = Continue | Assemble | Forward | SetResponseHeaders | Record
+Effect: TypeAlias = Continue | PrepareDirective | LookUpDirective | Assemble | Forward | SetResponseHeaders | Record
 
 
 class State(Enum):
     OPENED = auto()
     HEADERS_SEEN = auto()
     """A chat request that may get memory; its body is awaited."""
+    LOOKING_UP = auto()
+    """The directive is looked for; the reply to the request body is owed."""
     ASSEMBLING = auto()
     """The engine is asked; the reply to the request body is owed."""
     DECIDED = auto()
     """The outcome stands; everything further passes."""
 
+
+_OWING = frozenset((State.LOOKING_UP, State.ASSEMBLING))
+"""The states in which Envoy waits for the reply to the request body."""
 
 REQUEST_HEADERS = frozenset(
     (
@@ -209,6 +256,7 @@ class Exchange:
 
     __slots__ = (
         "_body",
+        "_directive",
         "_format",
         "_had_content_length",
         "_identity",
@@ -220,8 +268,10 @@ class Exchange:
         "_request",
         "_request_id",
         "_session_id",
+        "_skips_memory",
         "_state",
         "_tokens",
+        "_version_id",
     )
 
     def __init__(self, policy: Policy, mint_session_id: Callable[[], str]) -> None:
@@ -236,9 +286,13 @@ class Exchange:
         self._request_id = ""
         self._path = ""
         self._had_content_length = False
+        self._skips_memory = False
+        self._directive: ActiveDirective | None = None
         self._body = b""
+        # What went in:
         self._memories = 0
         self._tokens = 0
+        self._version_id = ""
 
     @property
     def session_id(self) -> str:
@@ -265,10 +319,13 @@ class Exchange:
                 return [*self._receive_request_headers(event), Continue()]
             case RequestBody():
                 return self._receive_request_body(event)
+            case DirectiveKnown() if self._state is State.LOOKING_UP:
+                self._directive = event.directive
+                return self._begin_assembly()
             case Assembled() if self._state is State.ASSEMBLING:
                 return self._receive_assembled(event)
             case NotAssembled() if self._state is State.ASSEMBLING:
-                return [*self._decide(event.reason), Forward(None, None)]
+                return self._forward_without_memory(event.reason)
             case ResponseHeaders():
                 return self._receive_response_headers(event)
             case OtherMessage():
@@ -292,7 +349,9 @@ class Exchange:
         self._format = recognise(headers.get(":method", ""), self._path, headers.get("content-type", ""))
         self._state = State.HEADERS_SEEN
         early = self._outcome_from_headers(headers, has_body=not event.end_of_stream)
-        return self._decide(early) if early else []
+        if early:
+            return self._decide(early)
+        return [PrepareDirective(event.identity)] if self._policy.has_directives and event.identity else []
 
     def _choose_session_id(self, sent: str | None) -> str:
         return sent if sent is not None and _SESSION_ID.fullmatch(sent) else self._mint_session_id()
@@ -304,7 +363,9 @@ class Exchange:
         if not self._policy.is_enabled:
             return Outcome.DISABLED
         if headers.get(names.SKIP_MEMORY_HEADER, "").strip().lower() in _YES:
-            return Outcome.SKIPPED
+            if not self._policy.keeps_directive_on_skip or self._identity is None:
+                return Outcome.SKIPPED
+            self._skips_memory = True
         if self._identity is None:
             return Outcome.NO_IDENTITY
         if headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
@@ -312,7 +373,7 @@ class Exchange:
         return None if has_body else Outcome.UNREADABLE_BODY
 
     def _receive_request_body(self, event: RequestBody) -> list[Effect]:
-        if self._state is State.ASSEMBLING:
+        if self._state in _OWING:
             raise UnexpectedEvent("a second message while the reply to the first is owed")
         if self._state is not State.HEADERS_SEEN or self._format is None or self._identity is None:
             # A body without headers can only be a configuration that does not send them: nothing is known of it.
@@ -324,34 +385,70 @@ class Exchange:
             request = self._format.read_request(event.body, self._path, self._policy.limits)
         except UnreadableBody:
             return [*self._decide(Outcome.UNREADABLE_BODY), Forward(None, None)]
-        self._request = request
+        self._request, self._body = request, event.body
+        if self._policy.has_directives:
+            self._state = State.LOOKING_UP
+            return [LookUpDirective(self._identity)]
+        return self._begin_assembly()
+
+    def _begin_assembly(self) -> list[Effect]:
+        """What there is to inject is known, but for memories."""
+        request, identity = self._request, self._identity
+        assert request is not None and identity is not None, "comes after reading the request"  # noqa: S101, PT018
+        if self._skips_memory:
+            return self._forward_without_memory(Outcome.SKIPPED)
         if not request.query.strip():
-            return [*self._decide(Outcome.NO_QUERY), Forward(None, None)]
+            return self._forward_without_memory(Outcome.NO_QUERY)
         available_tokens = self._available_tokens(request)
         if available_tokens <= 0:
-            return [*self._decide(Outcome.NOTHING_FOUND), Forward(None, None)]
-        self._body = event.body
+            return self._forward_without_memory(Outcome.NOTHING_FOUND)
         self._state = State.ASSEMBLING
-        return [Assemble(request, self.model, self._identity, self._session_id, self._request_id, available_tokens)]
+        version_id = self._directive.version_id if self._directive else ""
+        return [
+            Assemble(request, self.model, identity, self._session_id, self._request_id, available_tokens, version_id)
+        ]
 
     def _available_tokens(self, request: ChatRequest) -> int:
-        held = request.content_bytes // _BYTES_PER_TOKEN
+        held = request.content_bytes // _BYTES_PER_TOKEN + (self._directive.tokens if self._directive else 0)
         wanted = request.max_output_tokens or _RESERVED_OUTPUT_TOKENS
         return self._policy.context_window_tokens - held - wanted
 
     def _receive_assembled(self, event: Assembled) -> list[Effect]:
-        assert self._format is not None and self._request is not None, "ASSEMBLING comes after reading the request"  # noqa: S101, PT018
         if not event.text:
-            return [*self._decide(Outcome.NOTHING_FOUND), Forward(None, None)]
-        body = self._format.splice(self._body, self._request, event.text, self._policy.placement)
+            return self._forward_without_memory(Outcome.NOTHING_FOUND)
+        body = self._splice(event.text)
         if len(body) > self._policy.max_body_bytes:
             # Envoy answers 413 to a body over its buffer limit, also when a filter made it so.
-            return [*self._decide(Outcome.BODY_TOO_LARGE), Forward(None, None)]
+            return self._forward_without_memory(Outcome.BODY_TOO_LARGE)
         self._memories, self._tokens = event.memories, event.tokens
-        return [*self._decide(Outcome.INJECTED), Forward(body, len(body) if self._had_content_length else None)]
+        return self._forward(Outcome.INJECTED, body)
+
+    def _forward_without_memory(self, outcome: Outcome) -> list[Effect]:
+        """The directive goes in also where memory does not: it is the operator's, and at hand."""
+        if self._directive is None:
+            return [*self._decide(outcome), Forward(None, None)]
+        body = self._splice("")
+        if len(body) > self._policy.max_body_bytes:
+            missed = outcome if outcome.is_fallback else Outcome.BODY_TOO_LARGE
+            return [*self._decide(missed), Forward(None, None)]
+        if len(body) == len(self._body):  # a request without the place that the mode names
+            return [*self._decide(outcome), Forward(None, None)]
+        return self._forward(outcome, body)
+
+    def _splice(self, text: str) -> bytes:
+        assert self._format is not None and self._request is not None, "comes after reading the request"  # noqa: S101, PT018
+        if self._directive is None:
+            return self._format.splice(self._body, self._request, text, self._policy.placement)
+        return self._format.splice(self._body, self._request, text, self._policy.placement, self._directive.directive)
+
+    def _forward(self, outcome: Outcome, body: bytes) -> list[Effect]:
+        if self._directive is not None:
+            self._tokens += self._directive.tokens
+            self._version_id = self._directive.version_id
+        return [*self._decide(outcome), Forward(body, len(body) if self._had_content_length else None)]
 
     def _receive_response_headers(self, event: ResponseHeaders) -> list[Effect]:
-        if self._state is State.ASSEMBLING:
+        if self._state in _OWING:
             raise UnexpectedEvent("response headers while the reply to the request body is owed")
         if self._state is State.OPENED:
             # Nothing of the request was seen: Envoy's own default headers say what is true.
@@ -362,7 +459,7 @@ class Exchange:
     def _receive_failed(self) -> list[Effect]:
         record = self._decide(Outcome.FILTER_ERROR)
         # Whatever was decided before, the client's own bytes go on now, and the response headers have to say so.
-        self._outcome, self._memories, self._tokens = Outcome.FILTER_ERROR, 0, 0
+        self._outcome, self._memories, self._tokens, self._version_id = Outcome.FILTER_ERROR, 0, 0, ""
         self._state = State.DECIDED
         return [*record, Continue()]
 
@@ -382,4 +479,5 @@ class Exchange:
         self._outcome = outcome
         self._state = State.DECIDED
         self._body = b""
-        return [Record(outcome, self._memories, self._tokens)]
+        self._directive = None
+        return [Record(outcome, self._memories, self._tokens, self._version_id)]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from extproc import names
 from extproc.chat import (
@@ -50,9 +50,14 @@ REQUEST_HEADERS: Final = frozenset(
 RESPONSE_HEADERS: Final = frozenset((":status", "content-encoding", "content-type", names.SESSION_ID_HEADER))
 """What an observation reads of the headers; the driver need not tell it others."""
 
+_GATE_DENIAL: Final = "ext_authz_denied"
+"""`response.code_details` where a gate answered, with whatever status."""
 _DENIALS: Final = ("ext_authz_", "jwt_authn_", "rbac_", "oauth", "basic_auth", "api_key_auth")
-"""How `response.code_details` begins where a filter of Envoy's said no to the caller."""
+"""How they begin where a filter of Envoy's said no to the caller."""
 _DENIAL_STATUS: Final = frozenset((401, 403, 429))
+
+Metadata: TypeAlias = Mapping[str, str | float | bool]
+_NOTHING: Final[Metadata] = {}
 
 _STATUS: Final = re.compile(r"[1-9][0-9]{2}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
@@ -132,6 +137,7 @@ class Observation:
         "_ended_at_ms",
         "_first_byte_ms",
         "_format",
+        "_gate",
         "_has_answer",
         "_has_dropped",
         "_held",
@@ -172,7 +178,8 @@ class Observation:
         self._model = ""
         self._status = 0
         self._response_session_id = ""
-        self._context: Mapping[str, str | float | bool] = {}
+        self._context: Metadata = {}
+        self._gate: Metadata = {}
         self._cluster = ""
         self._code_details = ""
         self._decoder: ContentDecoder | None = None
@@ -236,19 +243,21 @@ class Observation:
     def see_response_headers(
         self,
         headers: Mapping[str, str],
-        context: Mapping[str, str | float | bool],
+        context: Metadata,
         cluster: str,
         code_details: str,
         at_ms: float,
         *,
         end_of_stream: bool,
+        gate: Metadata = _NOTHING,
     ) -> None:
-        """`context`: dynamic metadata of the context filter; `cluster` and `code_details`: attributes of Envoy's."""
+        """`context`, `gate`: dynamic metadata of these filters; `cluster`, `code_details`: attributes of Envoy's."""
         self._work_off()
         status = headers.get(":status", "")
         self._status = int(status) if _STATUS.fullmatch(status) else 0
         self._response_session_id = headers.get(names.SESSION_ID_HEADER, "")
         self._context = context
+        self._gate = gate
         self._cluster = cluster
         self._code_details = code_details
         if self._format is not None:
@@ -411,8 +420,7 @@ class Observation:
 
     def _end(self, completion: Completion) -> End:
         if self._status >= 400:
-            is_denial = self._code_details.startswith(_DENIALS) and self._status in _DENIAL_STATUS
-            return End.DENIED if is_denial else End.PROVIDER_ERROR
+            return End.DENIED if self._is_denial() else End.PROVIDER_ERROR
         if self._is_lost:
             return End.INCOMPLETE
         if self._status == 0:
@@ -422,6 +430,11 @@ class Observation:
             # Envoy closes the stream in the same way when the provider's connection broke; its access log knows better.
             return End.CLIENT_GONE
         return End.COMPLETE if completion.has_ended and not completion.error else End.INCOMPLETE
+
+    def _is_denial(self) -> bool:
+        if self._code_details == _GATE_DENIAL:
+            return True
+        return self._code_details.startswith(_DENIALS) and self._status in _DENIAL_STATUS
 
     def _external_id(self) -> str:
         for sent in (
@@ -477,11 +490,13 @@ class Observation:
             messages_hash=self._messages_hash,
             completion_hash=hash_text(completion.text) if is_whole else None,
             outcome=self._text_of("outcome"),
-            memories_injected=int(self._number_of("memories")),
-            context_tokens=int(self._number_of("tokens")),
+            memories_injected=int(_number_of(self._context, "memories")),
+            context_tokens=int(_number_of(self._context, "tokens")),
             context_fallback=self._context.get("fallback", True) is not False,
-            engine_ms=self._number_of("engine_ms"),
-            filter_ms=self._number_of("assemble_ms"),
+            auth_ms=_number_of(self._gate, "auth_ms"),
+            directive_ms=_number_of(self._context, "directive_ms"),
+            engine_ms=_number_of(self._context, "engine_ms"),
+            filter_ms=_number_of(self._context, "assemble_ms"),
             ttfb_ms=self._first_byte_ms if self._chunks else None,
             total_ms=total_ms,
             chunks=self._chunks,
@@ -517,11 +532,12 @@ class Observation:
         value = self._context.get(key, "")
         return value[:_NAME_CHARACTERS] if isinstance(value, str) else ""
 
-    def _number_of(self, key: str) -> float:
-        value = self._context.get(key, 0.0)
-        if isinstance(value, str | bool) or not 0 <= value < math.inf:
-            return 0.0
-        return min(value, _MAX_NUMBER)
+
+def _number_of(metadata: Metadata, key: str) -> float:
+    value = metadata.get(key, 0.0)
+    if isinstance(value, str | bool) or not 0 <= value < math.inf:
+        return 0.0
+    return min(value, _MAX_NUMBER)
 
 
 def _is(form: re.Pattern[str], value: object) -> bool:

@@ -20,6 +20,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Gauge
 
+from extproc import names
 from extproc.filter import wire
 from extproc.filter.exchange import readable_request_id
 from extproc.filter.identity import Identity, IdentitySources
@@ -240,6 +241,7 @@ class _Stream:
                     attributes.get("response.code_details", ""),
                     self._elapsed_ms(),
                     end_of_stream=message.response_headers.end_of_stream,
+                    gate=_gate_metadata(message),
                 )
         # The last one with metadata knows best whose request it is: filters behind this one add to it.
         if message.HasField("metadata_context"):
@@ -256,6 +258,15 @@ class _Stream:
 
     def _elapsed_ms(self) -> float:
         return (time.perf_counter() - self._started) * 1e3
+
+
+def _gate_metadata(message: ext_proc.ProcessingRequest) -> dict[str, float]:
+    """How long the gate took; empty where there is none."""
+    filters = message.metadata_context.filter_metadata
+    if names.GATE_METADATA not in filters:  # a look-up would add it
+        return {}
+    fields = filters[names.GATE_METADATA].fields
+    return {"auth_ms": fields["auth_ms"].number_value} if "auth_ms" in fields else {}
 
 
 async def _work_off(observation: Observation) -> None:

@@ -41,6 +41,11 @@ class RequestLine(msgspec.Struct, gc=False):
     parse_ms: float
     engine_ms: float
     assemble_ms: float
+    directive: str = ""
+    """`extproc.directives.client.Source`; empty: nobody was asked for one."""
+    directive_version_id: str = ""
+    """Of the directive that went in."""
+    directive_ms: float = 0.0
     event: str = "request"
     level: str = "info"
     process: str = "filter"
@@ -52,7 +57,17 @@ WriteLine: TypeAlias = Callable[[RequestLine], None]
 class Report:
     """The clocks and the span of one request. `arrived` starts it anew with each message; `finish` is called once."""
 
-    __slots__ = ("_arrived", "_span", "_traceparents", "answer", "engine_ms", "parse_ms", "request_id")
+    __slots__ = (
+        "_arrived",
+        "_span",
+        "_traceparents",
+        "answer",
+        "directive",
+        "directive_ms",
+        "engine_ms",
+        "parse_ms",
+        "request_id",
+    )
 
     def __init__(self, traceparents: Iterable[str]) -> None:
         """`traceparents`: W3C trace context, the best source first; `add_traceparent` adds another behind them."""
@@ -62,6 +77,9 @@ class Report:
         self.request_id = ""
         self.parse_ms = 0.0
         self.engine_ms = 0.0
+        self.directive_ms = 0.0
+        self.directive = ""
+        """How the directive was found; empty: nobody was asked for one."""
         self.answer: EngineAnswer | None = None
 
     def arrived(self) -> None:
@@ -93,6 +111,10 @@ class Report:
             "engine_ms": round(self.engine_ms, 3),
             "session_id": exchange.session_id,
         }
+        if self.directive:
+            values["directive_ms"] = round(self.directive_ms, 3)
+            if record.directive_version_id:
+                values["directive_version_id"] = record.directive_version_id
         if exchange.chat_format:
             values["chat_format"] = exchange.chat_format
         if identity := exchange.identity:
@@ -106,7 +128,7 @@ class Report:
         assemble_ms = self.elapsed_ms()
         _count[record.outcome].inc()
         metrics.FILTER_SECONDS.observe(assemble_ms / 1e3)
-        if record.outcome is Outcome.INJECTED:
+        if record.tokens:
             metrics.INJECTED_TOKENS.observe(record.tokens)
         trace_id = self._end_span(exchange, record, assemble_ms) if exchange.chat_format else 0
         identity = exchange.identity
@@ -125,6 +147,9 @@ class Report:
                 parse_ms=round(self.parse_ms, 3),
                 engine_ms=round(self.engine_ms, 3),
                 assemble_ms=round(assemble_ms, 3),
+                directive=self.directive,
+                directive_version_id=record.directive_version_id,
+                directive_ms=round(self.directive_ms, 3),
             )
         )
 
@@ -148,6 +173,9 @@ class Report:
                 names.STAGE_MS_ATTRIBUTE.format("engine"): self.engine_ms,
                 names.STAGE_MS_ATTRIBUTE.format("total"): assemble_ms,
             }
+            if self.directive:
+                attributes[names.DIRECTIVE_VERSION_ATTRIBUTE] = record.directive_version_id
+                attributes[names.STAGE_MS_ATTRIBUTE.format("directive")] = self.directive_ms
             if (identity := exchange.identity) is not None:
                 attributes[names.ORG_ATTRIBUTE] = identity.org_id
                 attributes[names.GEN_AI_AGENT_ID] = identity.agent_id

@@ -7,7 +7,7 @@ once, of whatever kind, and nothing a client sends may end a stream.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import grpc
 import grpc.aio
@@ -28,7 +28,10 @@ from extproc.filter.report import Report, WriteLine
 from extproc.telemetry import metrics
 from extproc.telemetry.spans import traceparent_of
 
-__all__ = ["SERVICE_NAME", "ContextProcessor"]
+if TYPE_CHECKING:
+    from extproc.directives.client import LookUp
+
+__all__ = ["SERVICE_NAME", "ContextProcessor", "DirectiveSource"]
 
 SERVICE_NAME = "envoy.service.ext_proc.v3.ExternalProcessor"
 
@@ -54,6 +57,22 @@ InitialMetadata: TypeAlias = dict[str, str | bytes]
 _log = structlog.get_logger("extproc.filter")
 
 
+class DirectiveSource(Protocol):
+    """`extproc.directives.client.Directives`. Nothing here raises but CancelledError."""
+
+    def prepare(self, org_id: str, agent_id: str) -> None:
+        """Begin to look for it, so that it is at hand when it is needed."""
+        ...
+
+    def at_hand(self, org_id: str, agent_id: str) -> LookUp | None:
+        """What can be said without waiting; None: await `look_up`."""
+        ...
+
+    async def look_up(self, org_id: str, agent_id: str) -> LookUp:
+        """Within the directive's share of the budget."""
+        ...
+
+
 class ContextProcessor:
     """Role *context*: one instance serves every stream of the process and keeps nothing between them."""
 
@@ -64,8 +83,11 @@ class ContextProcessor:
         identities: IdentitySources,
         budget_ms: float,
         write_line: WriteLine = lambda _line: None,
+        directives: DirectiveSource | None = None,
     ) -> None:
+        """`directives`: there, if the policy says that there are any."""
         self._policy = policy
+        self._directives = directives
         self._engine = engine
         self._identities = identities
         self._budget_ms = budget_ms
@@ -107,6 +129,8 @@ class ContextProcessor:
             message = ext_proc.ProcessingRequest.FromString(raw)
             kind = message.WhichOneof("request")
             effects = exchange.receive(self._event_of(kind, message, report))
+            if self._directives is not None:
+                effects = await self._find_directive(self._directives, effects, exchange, report)
             if isinstance(order := effects[-1], ex.Assemble):
                 effects = exchange.receive(await self._assemble(order, report))
             return self._reply(kind, effects, exchange, report)
@@ -136,14 +160,33 @@ class ContextProcessor:
             case _:
                 return ex.OtherMessage()
 
+    async def _find_directive(
+        self, directives: DirectiveSource, effects: list[ex.Effect], exchange: ex.Exchange, report: Report
+    ) -> list[ex.Effect]:
+        """What the exchange orders once it knows the directive; anything else comes back as it is."""
+        match effects[0]:
+            case ex.PrepareDirective(identity=identity):
+                directives.prepare(identity.org_id, identity.agent_id)
+                return effects
+            case ex.LookUpDirective(identity=identity):
+                report.parse_ms = report.elapsed_ms()
+                found = directives.at_hand(identity.org_id, identity.agent_id)
+                if found is None:
+                    found = await directives.look_up(identity.org_id, identity.agent_id)
+                report.directive, report.directive_ms = found.source, report.elapsed_ms() - report.parse_ms
+                return exchange.receive(ex.DirectiveKnown(found.directive))
+            case _:
+                return effects
+
     async def _assemble(self, order: ex.Assemble, report: Report) -> ex.Assembled | ex.NotAssembled:
-        report.parse_ms = report.elapsed_ms()
-        left_ms = self._budget_ms - report.parse_ms - _REPLY_RESERVE_MS
+        asked_ms = report.elapsed_ms()
+        report.parse_ms = asked_ms - report.directive_ms
+        left_ms = self._budget_ms - asked_ms - _REPLY_RESERVE_MS
         if left_ms < _MIN_ENGINE_MS:
             return ex.NotAssembled(Outcome.TIMEOUT)
         span = report.start_span()
         answer = await self._engine.assemble(_engine_request(order, span), left_ms / 1e3, traceparent_of(span))
-        report.engine_ms = report.elapsed_ms() - report.parse_ms
+        report.engine_ms = report.elapsed_ms() - asked_ms
         metrics.ENGINE_SECONDS.observe(report.engine_ms / 1e3)
         if isinstance(answer, EngineFailure):
             return ex.NotAssembled(_FAILURES[answer])
@@ -182,6 +225,7 @@ def _engine_request(order: ex.Assemble, span: SpanContext) -> context_pb2.Assemb
         query=request.query,
         # An engine refuses an empty model; a request without one is the provider's to refuse.
         model=order.model or "unknown",
+        directive_version_id=order.directive_version_id,
         available_tokens=order.available_tokens,
         recent_messages=[context_pb2.Message(role=message.role, content=message.text) for message in request.recent],
         request_id=order.request_id,

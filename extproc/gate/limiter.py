@@ -14,8 +14,8 @@ from typing import Any
 import structlog
 
 from extproc.gate import metrics
-from extproc.gate.redis_link import LinkProblem, RedisLink, Refusal, encode_command
 from extproc.gate.verdict import Quota
+from extproc.redis.link import LinkProblem, RedisLink, Refusal, encode_command
 
 __all__ = ["RateLimiter"]
 

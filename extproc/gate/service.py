@@ -21,9 +21,9 @@ from extproc.gate.auth_client import Caller
 from extproc.gate.credential import secret_parameters
 from extproc.gate.limiter import RateLimiter
 from extproc.gate.principals import Principals, digest_of
-from extproc.gate.redis_link import LinkProblem
 from extproc.gate.report import Report, WriteLine
 from extproc.gate.verdict import DEGRADED
+from extproc.redis.link import LinkProblem
 
 __all__ = ["SERVICE_NAME", "Authorizer"]
 
@@ -83,7 +83,7 @@ class Authorizer:
             _log.exception("a bug; this request is refused", request_id=report.request_id)
             verdict = ps.Deny(DEGRADED)
         report.finish(verdict, self._write_line)
-        return wire.deny(verdict, report.request_id)
+        return wire.deny(verdict, report.request_id, round(report.elapsed_ms(), 3))
 
     async def _decide(
         self, request: wire.CheckedRequest, report: Report, context: ServicerContext

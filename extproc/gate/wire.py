@@ -160,7 +160,7 @@ class _Envelope(msgspec.Struct):
 _encode = msgspec.json.Encoder().encode
 
 
-def deny(order: Deny, request_id: str) -> bytes:
+def deny(order: Deny, request_id: str, auth_ms: float) -> bytes:
     """The error envelope of contract section 3."""
     denial = order.denial
     reply = ext_authz.CheckResponse()
@@ -173,6 +173,7 @@ def deny(order: Deny, request_id: str) -> bytes:
     fields = reply.dynamic_metadata.fields
     fields["decision"].string_value = "denied"
     fields["code"].string_value = denial.code.value
+    fields["auth_ms"].number_value = auth_ms
     if order.org_id:
         fields["org_id"].string_value = order.org_id
     if order.agent_id:

@@ -4,32 +4,50 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
 
 import typer
 
-from extproc.settings import SettingsError, StoreSettings, load
+from extproc.settings import EmbeddingSettings, SettingsError, StoreSettings, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import TextIO
 
+    from extproc.memory.features import Indexer
     from extproc.memory.model import Memory, Namespace
     from extproc.memory.store import MemoryStore
 
-__all__ = ["AgentOption", "DataOption", "JsonOption", "OrgOption", "UserOption", "app", "opened", "printable", "whose"]
+__all__ = [
+    "AgentOption",
+    "DataOption",
+    "JsonOption",
+    "OrgOption",
+    "UserOption",
+    "app",
+    "open_indexer",
+    "opened",
+    "printable",
+    "whose",
+]
 
 IMPORT_BATCH = 500
 """Lines in one transaction: short enough that other writers hardly wait."""
 PAGE = 500
 MOST_LISTED = 10_000
 """They are read at once; `export` has no limit."""
+
+
+class Tell(Protocol):
+    def __call__(self, done: int, words: str, total: int | None = None, /) -> None: ...
+
 
 app = typer.Typer(help="Add, find, move and forget memories.", no_args_is_help=True)
 
@@ -73,7 +91,7 @@ def add(
         )
     except InvalidValue as error:
         fail(str(error))
-    with opened(data) as store:
+    with opened(data, writes=True) as store:
         added = store.add(memory)
     if as_json_:
         typer.echo(json.dumps({"id": added.id, "is_new": added.is_new}))
@@ -112,17 +130,24 @@ def import_(
     data: DataOption = None,
     as_json_: JsonOption = False,
 ) -> None:
-    """Add many memories, one JSON object with at least `content` a line. Bad lines are reported and left out."""
+    """Add many memories, one JSON object with at least `content` a line. Bad lines are reported and left out.
+
+    What is there already is known again, so an import that was stopped goes on when it is run a second time.
+    """
     counts = {"added": 0, "known": 0, "bad": 0}
-    with opened(data) as store, _reading(file) as lines:
-        for batch in _batches(_parsed(lines, {"org_id": org, "agent_id": agent, "user_id": user}, counts)):
+    with (
+        opened(data, writes=True) as store,
+        _reading(file) as lines,
+        _progress("bytes", _size(file)) as tell,
+    ):
+        read = _Counted(lines)
+        for batch in _batches(_parsed(read, {"org_id": org, "agent_id": agent, "user_id": user}, counts)):
             for (number, _), added in zip(batch, store.add_many([memory for _, memory in batch]), strict=True):
                 if added is None:
                     _bad_line(number, "another memory has this id already", counts)
                 else:
                     counts["added" if added.is_new else "known"] += 1
-            _progress(f"{counts['added']:,} added, {counts['known']:,} known, {counts['bad']:,} bad")
-    _progress_ended()
+            tell(read.bytes, f"{counts['added']:,} added, {counts['known']:,} known, {counts['bad']:,} bad")
     if as_json_:
         typer.echo(json.dumps(counts))
     else:
@@ -142,14 +167,57 @@ def export(
 ) -> None:
     """Write the memories that a user of an agent can see, one JSON object a line."""
     written = 0
-    with opened(data) as store, _writing(file) as out:
+    with opened(data) as store, _writing(file) as out, _progress("memories", None) as tell:
         for memory in _all(store, whose(org, agent, user, data)):
             out.write(json_text(as_json(memory), out.encoding) + "\n")
             written += 1
             if written % PAGE == 0:
-                _progress(f"{written:,} written")
-    _progress_ended()
+                tell(written, f"{written:,} written")
     typer.echo(json.dumps({"written": written}) if as_json_ else f"{written} written", err=True)
+
+
+@app.command()
+def pin(
+    memory_id: Annotated[str, typer.Argument(help="the id that `list` shows")],
+    org: OrgOption = "",
+    agent: AgentOption = "",
+    user: UserOption = "",
+    off: Annotated[bool, typer.Option("--off", help="take it back")] = False,
+    data: DataOption = None,
+    as_json_: JsonOption = False,
+) -> None:
+    """Put a memory into every block, whatever is asked, as far as the share for such memories goes."""
+    from extproc.memory.model import InvalidValue, parse_uuid
+
+    namespace = whose(org, agent, user, data)
+    with opened(data) as store:
+        try:
+            is_there = store.pin(namespace, parse_uuid(memory_id, "the id"), is_pinned=not off)
+        except InvalidValue as error:
+            fail(str(error))
+    if not is_there:
+        owner = f"user {user}" if user else "the agent itself"
+        fail(f"no memory {memory_id} of {owner}; `extproc memory list` shows what there is")
+    typer.echo(json.dumps({"pinned": not off}) if as_json_ else f"{memory_id} {'no longer ' if off else ''}pinned")
+
+
+@app.command("reindex")
+def reindex_(
+    data: DataOption = None,
+    as_json_: JsonOption = False,
+) -> None:
+    """Compute anew what another model or release computed of memories; all organisations, beside running engines."""
+    from extproc.memory.embedding import EmbedderUnavailable
+    from extproc.memory.reindex import reindex
+
+    with opened(data) as store, _progress("memories", None) as tell:
+        try:
+            done = reindex(
+                store, open_indexer(), tell=lambda made, total: tell(made, f"{made:,} of {total:,} computed", total)
+            )
+        except EmbedderUnavailable as error:
+            fail(f"{error}; what is done is kept, run it again")
+    typer.echo(json.dumps({"reindexed": done}) if as_json_ else f"{done} computed anew")
 
 
 @app.command()
@@ -172,7 +240,7 @@ def forget(
     if bool(memory_id) == everything:
         fail("say what to forget: either the id of a memory or --all")
     owner = f"user {user}" if user else "the agent itself"
-    with opened(data) as store:
+    with opened(data, writes=True) as store:
         if everything:
             if not yes:
                 typer.confirm(f"Remove every memory of {owner} (agent {namespace.agent_id})?", abort=True, err=True)
@@ -212,13 +280,18 @@ def whose(org: str, agent: str, user: str, data: Path | None) -> Namespace:
 
 
 @contextmanager
-def opened(data: Path | None) -> Iterator[MemoryStore]:
-    """The store that the options and the environment name, made when absent. Its errors end the command with a word."""
+def opened(data: Path | None, *, writes: bool = False) -> Iterator[MemoryStore]:
+    """The store that the options and the environment name, made when absent. Its errors end the command with a word.
+
+    `writes`: memories or their neighbours, for which features are made.
+    """
     from extproc.memory.store import StoreError, open_store
 
     try:
         settings = load(StoreSettings, data=data, database_url="" if data else None)
-        store = open_store(settings)
+        # No other service is asked within a transaction: an engine makes such features later.
+        is_remote = load(EmbeddingSettings).embedding == "openai"
+        store = open_store(settings, open_indexer() if writes and not is_remote else None)
     except (SettingsError, StoreError) as error:
         fail(str(error))
     try:
@@ -227,6 +300,17 @@ def opened(data: Path | None) -> Iterator[MemoryStore]:
         fail(str(error))
     finally:
         store.close()
+
+
+def open_indexer() -> Indexer:
+    """As the engine makes them, with the time that a batch may take. Raises SettingsError."""
+    from extproc.memory import features
+    from extproc.memory.embedding import ModelUnusable, embedding_choice
+
+    try:
+        return features.open_indexer(embedding_choice(load(EmbeddingSettings)).for_documents())
+    except ModelUnusable as error:
+        raise SettingsError(str(error)) from None
 
 
 def as_json(memory: Memory) -> dict[str, object]:
@@ -384,14 +468,44 @@ def _standard_input() -> TextIO:
     return sys.stdin
 
 
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        typer.echo(f"\r{text}", err=True, nl=False)
+class _Counted:
+    """Lines, and how many bytes they were."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = lines
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.bytes += len(line.encode("utf-8", "surrogateescape"))
+            yield line
 
 
-def _progress_ended() -> None:
-    if sys.stderr.isatty():
-        typer.echo("", err=True)
+def _size(file: str) -> int | None:
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Tell]:
+    """A bar on a terminal's standard error, else nothing. The function takes what is done, words, and a new total."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _words, _total=None: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+        task = bar.add_task(what, total=total)
+
+        def tell(done: int, words: str, total: int | None = total) -> None:
+            bar.update(task, completed=done, description=words, total=total)
+
+        yield tell
 
 
 def printable(text: str) -> str:

@@ -22,15 +22,17 @@ from sqlalchemy.exc import (
     DataError,
     DBAPIError,
     IntegrityError,
+    InterfaceError,
+    OperationalError,
     SQLAlchemyError,
     StatementError,
 )
 
 from extproc.memory.schema import HEAD, POSTGRESQL_SCHEMA
-from extproc.memory.store import StoreError, StoreRefused, store_url
+from extproc.memory.store import StoreAway, StoreError, StoreRefused, store_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy import URL, Connection, Engine, Table
     from sqlalchemy.dialects import postgresql, sqlite
@@ -42,6 +44,7 @@ __all__ = [
     "act_for",
     "act_for_sweep",
     "checkpoint_log",
+    "driver_errors",
     "file_identity",
     "insert_into",
     "migrate",
@@ -70,6 +73,8 @@ _URL_HELP = (
     "use sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with reserved characters of the password "
     "percent-encoded"
 )
+
+_NO_DRIVER = "PostgreSQL needs the package psycopg; install psycopg[binary]"
 
 T = TypeVar("T")
 
@@ -122,6 +127,69 @@ class Database:
                 raise StoreRefused(f"the database cannot hold a value: {type(error).__name__}") from None
         raise AssertionError("the last attempt returns or raises")
 
+    @contextmanager
+    def snapshot(self, begin: Callable[[Connection], None], limit_s: float = STATEMENT_LIMIT_S) -> Iterator[Connection]:
+        """A transaction that only reads, and sees nothing that is committed after it began. Raises StoreError.
+
+        `begin` must be as `work` of `run` begins, and is called again when the connection had died meanwhile.
+        """
+        for attempt in range(1, _MOST_ATTEMPTS + 1):
+            engine = self._opened()
+            try:
+                options: dict[str, Any] = {"limit_s": limit_s}
+                if self._file is None:
+                    options["isolation_level"] = "REPEATABLE READ"
+                with engine.connect().execution_options(**options) as connection, connection.begin():
+                    try:
+                        begin(connection)
+                    except DBAPIError as error:
+                        if attempt < _MOST_ATTEMPTS and error.connection_invalidated:
+                            continue
+                        raise
+                    yield connection
+                    return
+            except SQLAlchemyError as error:
+                raise _store_error(error) from None
+
+    @contextmanager
+    def driver(self, limit_s: float) -> Iterator[Any]:
+        """PostgreSQL: the driver's own connection, outside a transaction, for what SQLAlchemy cannot say. It is put
+        back without one, and thrown away after an error. Raises StoreError."""
+        try:
+            pooled = self._opened().raw_connection()
+        except SQLAlchemyError as error:
+            raise _store_error(error) from None
+        driver: Any = pooled.driver_connection
+        driver.answer_limit_s = limit_s + _ANSWER_MARGIN_S
+        driver.read_only = True
+        try:
+            with driver_errors():
+                yield driver
+        except StoreError:
+            pooled.invalidate()
+            raise
+        finally:
+            pooled.close()
+
+    def connect_alone(self, answer_limit_s: float) -> Any:
+        """PostgreSQL: a connection of the driver outside the pool, each statement its own transaction; to be closed.
+
+        Raises StoreError. So do its statements, as long as they are run within `driver_errors`.
+        """
+        engine = self._opened()
+        try:
+            from extproc.memory._psycopg import ImpatientConnection
+
+            arguments, options = engine.dialect.create_connect_args(engine.url)
+            with driver_errors():
+                connection = ImpatientConnection.connect(
+                    *arguments, **{**_server_arguments(engine.url), **options}, autocommit=True
+                )
+        except ModuleNotFoundError:
+            raise StoreError(_NO_DRIVER) from None
+        connection.answer_limit_s = answer_limit_s
+        return connection
+
     def forget_log(self) -> bool:
         """After rows with content were removed from SQLite: its log holds them until it is written back.
 
@@ -170,32 +238,46 @@ class Database:
         return {"pool_size": self._connections, "max_overflow": self._connections, "pool_timeout": 3.0}
 
 
-def act_for(connection: Connection, org_id: str) -> None:
+@contextmanager
+def driver_errors() -> Iterator[None]:
+    """Around statements of PostgreSQL's driver itself: their errors are StoreError."""
+    import psycopg
+
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _store_error(_wrapped(error)) from None
+
+
+def act_for(connection: Connection, org_id: str, settings: Mapping[str, str] | None = None) -> None:
     """From here on the transaction sees and writes this organisation's rows only. Ends with the transaction.
 
-    SQLite has nothing of the kind: each statement names the organisation in any case.
+    `settings`: further ones of PostgreSQL, by name, for as long. SQLite has nothing of the kind: each statement names
+    the organisation in any case.
     """
-    _set(connection, org_id, "")
+    _set(connection, org_id, "", settings or {})
 
 
 def act_for_sweep(connection: Connection) -> None:
     """From here on the transaction sees every organisation's sessions, and writes nothing that has an organisation."""
-    _set(connection, "", "on")
+    _set(connection, "", "on", {})
 
 
-_SET = text(
-    "SELECT set_config('app.current_org_id', :org_id, true), set_config('app.sweep', :sweep, true),"
-    " set_config('statement_timeout', :statement_ms, true), set_config('lock_timeout', :lock_ms, true)"
-)
-"""Of the transaction only: behind a pooler the next one on this connection may be somebody else's."""
-
-
-def _set(connection: Connection, org_id: str, sweep: str) -> None:
+def _set(connection: Connection, org_id: str, sweep: str, more: Mapping[str, str]) -> None:
+    """Of the transaction only: behind a pooler the next one on this connection may be somebody else's."""
     if connection.dialect.name != "postgresql":
         return
     limit_ms = connection.get_execution_options().get("limit_s", STATEMENT_LIMIT_S) * 1000
-    values = {"statement_ms": str(int(limit_ms)), "lock_ms": str(int(limit_ms * _LOCK_SHARE))}
-    connection.execute(_SET, {"org_id": org_id, "sweep": sweep, **values})
+    settings = {
+        "app.current_org_id": org_id,
+        "app.sweep": sweep,
+        "statement_timeout": str(int(limit_ms)),
+        "lock_timeout": str(int(limit_ms * _LOCK_SHARE)),
+        **more,
+    }
+    values = {f"value_{place}": value for place, value in enumerate(settings.values())}
+    made = ", ".join(f"set_config('{name}', :value_{place}, true)" for place, name in enumerate(settings))
+    connection.execute(text(f"SELECT {made}"), values)
 
 
 def insert_into(dialect: str, table: Table) -> sqlite.Insert | postgresql.Insert:
@@ -215,8 +297,11 @@ def open_engine(url: str, **options: Any) -> Engine:
     return _sqlite_engine(parsed, **options) if _is_sqlite(parsed) else _postgresql_engine(parsed, **options)
 
 
-def migrate(url: str) -> None:
-    """Make the database's tables, or bring them up to date. Several processes may do so at once. Raises StoreError."""
+def migrate(url: str, *, adds_vectors: bool = False) -> None:
+    """Make the database's tables, or bring them up to date. Several processes may do so at once. Raises StoreError.
+
+    `adds_vectors`: also what memories need on PostgreSQL, where the extension is there already.
+    """
     from sqlalchemy.pool import NullPool
 
     parsed = _parsed(url)
@@ -227,8 +312,11 @@ def migrate(url: str) -> None:
             _upgrade(engine, _sqlite_revision, _no_preparation)
         else:
             _upgrade(engine, _postgresql_revision, _prepare_postgresql)
+            if adds_vectors:
+                _add_vectors(engine)
     except SQLAlchemyError as error:
-        raise StoreError(f"the database cannot be opened or brought up to date: {reason(error)}") from None
+        kind = StoreAway if _is_away(error) else StoreError
+        raise kind(f"the database cannot be opened or brought up to date: {reason(error)}") from None
     finally:
         engine.dispose()
 
@@ -311,7 +399,8 @@ def _file(url: URL) -> Path | None:
     return Path(url.database).absolute() if _is_sqlite(url) and url.database else None
 
 
-def _postgresql_engine(url: URL, **options: Any) -> Engine:
+def _server_arguments(url: URL) -> dict[str, Any]:
+    """Of every connection to PostgreSQL, where the URL does not say otherwise."""
     arguments: dict[str, object] = {
         "connect_timeout": _CONNECT_LIMIT_S,
         "application_name": "ibex-extproc",
@@ -321,13 +410,17 @@ def _postgresql_engine(url: URL, **options: Any) -> Engine:
         "keepalives_count": 3,
         "tcp_user_timeout": 10_000,
     }
+    return {name: value for name, value in arguments.items() if name not in url.query}
+
+
+def _postgresql_engine(url: URL, **options: Any) -> Engine:
     try:
         from extproc.memory._psycopg import ImpatientConnection
 
         engine = create_engine(
             url,
             connect_args={
-                **{name: value for name, value in arguments.items() if name not in url.query},
+                **_server_arguments(url),
                 "prepare_threshold": None,  # prepared statements do not survive a pooler
             },
             execution_options={"schema_translate_map": {None: POSTGRESQL_SCHEMA}},
@@ -336,7 +429,7 @@ def _postgresql_engine(url: URL, **options: Any) -> Engine:
             **options,
         )
     except ModuleNotFoundError:
-        raise StoreError("PostgreSQL needs the package psycopg; install ibex-extproc[observer]") from None
+        raise StoreError(_NO_DRIVER) from None
     except (ArgumentError, SQLAlchemyError, TypeError) as error:
         raise StoreError(f"IBEX_DATABASE_URL cannot be used: {type(error).__name__}; {_URL_HELP}") from None
     event.listen(engine, "do_connect", lambda _dialect, _record, args, kw: ImpatientConnection.connect(*args, **kw))
@@ -427,6 +520,15 @@ def _migrating(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def _add_vectors(engine: Engine) -> None:
+    from extproc.memory import vectors
+
+    with _migrating(engine) as connection:
+        if vectors.extension_schema(connection) is not None:
+            for dimension in vectors.SHIPPED_DIMENSIONS:
+                vectors.add(connection, dimension)
+
+
 def _no_preparation(_connection: Connection) -> None:
     """SQLite's writers exclude each other from the beginning of a transaction."""
 
@@ -457,6 +559,8 @@ _NO_RIGHT = "42501"
 _IN_THE_WAY = {"40001", "40P01", "23505"}
 """Serialisation failure, deadlock, and a unique value that somebody else wrote between our question and our answer."""
 _PROGRAM_LIMIT = "54"
+_NO_SERVICE = ("08", "57P", "53300")
+"""Connection failures, a server that stops or starts, and one with all its connections taken."""
 
 
 def _sql_state(error: SQLAlchemyError) -> str:
@@ -467,7 +571,28 @@ def _is_worth_another_attempt(error: SQLAlchemyError) -> bool:
     return _sql_state(error) in _IN_THE_WAY or (isinstance(error, DBAPIError) and error.connection_invalidated)
 
 
+def _wrapped(error: Exception) -> DBAPIError:
+    """The driver's error as SQLAlchemy would give it."""
+    kind = {"OperationalError": OperationalError, "InterfaceError": InterfaceError, "DataError": DataError}
+    names = [one.__name__ for one in type(error).__mro__]
+    wrapper = next((kind[name] for name in names if name in kind), DBAPIError)
+    return wrapper("", {}, error, hide_parameters=True)
+
+
+def _is_away(error: SQLAlchemyError) -> bool:
+    """Whether the server could not be reached, or does not answer or serve now; a question that failed is no such."""
+    state = _sql_state(error)
+    is_silence = isinstance(error, (OperationalError, InterfaceError)) and not state
+    return _is_of_postgresql(error) and (is_silence or state.startswith(_NO_SERVICE))
+
+
+def _is_of_postgresql(error: SQLAlchemyError) -> bool:
+    return isinstance(error, DBAPIError) and not isinstance(error.orig, sqlite3.Error)
+
+
 def _store_error(error: SQLAlchemyError) -> StoreError:
+    if _is_away(error):
+        return StoreAway(f"the database cannot be used now: {reason(error)}")
     if _is_refusal(error):
         return StoreRefused(f"the database refuses what is to be stored: {reason(error)}")
     if _sql_state(error) == _NO_TABLE or "no such table" in reason(error):

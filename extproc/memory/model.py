@@ -148,7 +148,11 @@ class Memory:
     created_at: datetime
     updated_at: datetime
     metadata: Mapping[str, object] = field(default_factory=dict)
-    """JSON object; `tags` is a list of strings."""
+    """JSON object; `tags` is a list of strings, `pinned` is true for what is to be in every block."""
+
+    @property
+    def is_pinned(self) -> bool:
+        return self.metadata.get("pinned") is True
 
     def is_valid(self, now: datetime) -> bool:
         return (self.valid_from is None or self.valid_from <= now) and (
@@ -233,7 +237,8 @@ def content_hash(content: str) -> str:
 
 def _tidy(content: str) -> str:
     """The content as it is stored: one kind of line end, no white space around. Raises InvalidValue."""
-    text = unicodedata.normalize("NFC", content.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    lines = content.replace("\r\n", "\n").replace("\r", "\n").replace("\0", " ")  # PostgreSQL's text holds no NUL
+    text = unicodedata.normalize("NFC", lines).strip()
     try:
         size = len(text.encode())
     except UnicodeEncodeError:

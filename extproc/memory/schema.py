@@ -6,6 +6,8 @@ has; SQLite keeps the same names and meaning.
 
 from __future__ import annotations
 
+import struct
+from array import array
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -31,15 +34,19 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.types import UserDefinedType
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from sqlalchemy import Dialect
+    from collections.abc import Callable
+
+    from sqlalchemy import ColumnElement, Dialect
     from sqlalchemy.types import TypeEngine
 
 __all__ = [
     "HEAD",
     "POSTGRESQL_SCHEMA",
+    "Halfvec",
     "UtcDateTime",
     "agents",
     "api_tokens",
@@ -47,7 +54,10 @@ __all__ = [
     "directive_versions",
     "directives",
     "failed_tasks",
+    "halfvec_from_wire",
+    "halfvec_text",
     "memories",
+    "memory_terms",
     "memory_versions",
     "metadata",
     "organizations",
@@ -58,7 +68,7 @@ __all__ = [
 ]
 
 POSTGRESQL_SCHEMA = "ibex_core"
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration: a database that says so needs no Alembic, whose import alone takes a quarter of a second."""
 
 
@@ -85,17 +95,53 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
+class Halfvec(UserDefinedType[bytes]):
+    """pgvector's type of any dimension, as `Features.vector`: float16, little-endian."""
+
+    cache_ok = True
+
+    @override
+    def get_col_spec(self, **_: object) -> str:
+        return "halfvec"
+
+    @override
+    def bind_processor(self, dialect: Dialect) -> Callable[[bytes | None], str | None]:
+        return lambda value: None if value is None else halfvec_text(value)
+
+    @override
+    def column_expression(self, colexpr: ColumnElement[Any]) -> ColumnElement[Any]:
+        return func.halfvec_send(colexpr, type_=self)  # numbers as text take ten times as long
+
+    @override
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[bytes | None], bytes | None]:
+        return halfvec_from_wire
+
+
+def halfvec_text(vector: bytes) -> str:
+    return "[" + ",".join(map(repr, struct.unpack(f"<{len(vector) // 2}e", vector))) + "]"
+
+
+def halfvec_from_wire(sent: bytes | None) -> bytes | None:
+    """What `halfvec_send` gives: dimension, 0, both 16 bits, then the numbers, all big-endian."""
+    if sent is None:
+        return None
+    numbers = array("H", bytes(sent[4:]))
+    numbers.byteswap()  # this program runs on little-endian machines only, as its word table does
+    return numbers.tobytes()
+
+
 _ID = String(36).with_variant(Uuid(as_uuid=False), "postgresql")
 """A UUID: its text with hyphens, in lower case, to everybody but PostgreSQL itself."""
 
 metadata = MetaData()
 
+# On PostgreSQL: partitions by a hash of the organisation, key (org_id, id), and no `number` (docs/decisions/0020).
 memories = Table(
     "memories",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("org_id", String(36), nullable=False),
-    Column("agent_id", String(36), nullable=False),
+    Column("id", _ID, primary_key=True),
+    Column("org_id", _ID, nullable=False),
+    Column("agent_id", _ID, nullable=False),
     Column("user_id", String(128)),
     Column("content", Text, nullable=False),
     Column("content_hash", String(64), nullable=False),
@@ -109,14 +155,24 @@ memories = Table(
     Column("turn_index", Integer),
     Column("valid_from", UtcDateTime),
     Column("valid_until", UtcDateTime),
-    Column("superseded_by", String(36)),
+    Column("superseded_by", _ID),
     Column("retrieval_count", Integer, nullable=False),
     Column("last_retrieved_at", UtcDateTime),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     Column("metadata", JSON, nullable=False),
     # The version of (org, agent) that the row's last change made: a reader asks for what is newer than it has.
-    Column("revision", Integer, nullable=False),
+    Column("revision", BigInteger().with_variant(Integer, "sqlite"), nullable=False),
+    # `Features`; the version is empty until they are made.
+    Column("features_version", String(200), nullable=False, server_default=text("''")),
+    Column("stems", Text),
+    Column("words", LargeBinary),
+    Column("embedding", LargeBinary().with_variant(Halfvec(), "postgresql")),
+    # The version of the indexer, which names the embedder.
+    Column("embedding_model", String(200)),
+    Column("embedding_dimension", Integer),
+    # SQLite only: what `memory_terms` calls the memory.
+    Column("number", Integer),
 )
 Index("memories_by_revision", memories.c.org_id, memories.c.agent_id, memories.c.user_id, memories.c.revision)
 Index(
@@ -127,17 +183,41 @@ Index(
     memories.c.content_hash,
     unique=True,
     sqlite_where=text("status = 'active'"),
+    postgresql_where=text("status = 'active'"),
+)
+Index(
+    "memories_by_turn",
+    memories.c.org_id,
+    memories.c.agent_id,
+    memories.c.user_id,
+    memories.c.session_id,
+    func.coalesce(memories.c.turn_index, text("-1")),
+    memories.c.created_at,
+    memories.c.id,
+)
+Index("memories_by_features", memories.c.org_id, memories.c.features_version)
+Index("memories_by_number", memories.c.number, unique=True)
+
+# SQLite only, PostgreSQL's is in `postgres`. Which memories hold a stem, as one number (`terms`). By blocks of memories
+# that were written one after the other, so that a write touches few pages.
+memory_terms = Table(
+    "memory_terms",
+    metadata,
+    Column("block", Integer, primary_key=True, autoincrement=False),
+    Column("term", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
 )
 
 memory_versions = Table(
     "memory_versions",
     metadata,
-    Column("org_id", String(36), primary_key=True),
-    Column("agent_id", String(36), primary_key=True),
+    Column("org_id", _ID, primary_key=True),
+    Column("agent_id", _ID, primary_key=True),
     # Counts every write that can change an answer; retrieval counts cannot.
-    Column("changes", Integer, nullable=False),
+    Column("changes", BigInteger().with_variant(Integer, "sqlite"), nullable=False),
     # Counts the writes that took rows away, which `revision` cannot show.
-    Column("removals", Integer, nullable=False),
+    Column("removals", BigInteger().with_variant(Integer, "sqlite"), nullable=False),
 )
 
 sessions = Table(

@@ -5,47 +5,59 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections import defaultdict
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, delete, or_, select, update
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from extproc.memory.database import checkpoint_log, file_identity, migrate, open_engine, reason
-from extproc.memory.model import Category, Memory, Namespace, Source, Status
-from extproc.memory.schema import memories, memory_versions
-from extproc.memory.store import Added, ScoreUpdate, StoreError, Version
+from extproc.memory.rows import Place, Rows, RowsSnapshot, read_row, retrievable, row_query
+from extproc.memory.schema import memories, memory_terms, memory_versions
+from extproc.memory.store import Added, StoreError, Version
+from extproc.memory.terms import terms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Connection, Engine
-    from sqlalchemy.engine import Row
+    from sqlalchemy import Connection, Engine
 
-    from extproc.memory.store import Snapshot
+    from extproc.memory.features import Features, Indexer, Row
+    from extproc.memory.model import Memory, Namespace
+    from extproc.memory.store import Outdated, ScoreUpdate, Snapshot
 
 __all__ = ["SqliteMemoryStore"]
 
 BATCH_ROWS = 32
 """Rows read at once: with indexing about 1 ms, after which another thread may have the interpreter."""
-
-_COLUMNS = [column for column in memories.c if column.name != "revision"]
-"""In the order of Memory's fields."""
+FORGET_BATCH = 500
+"""Rows that `forget_all` removes in one transaction: short enough that other writers hardly wait."""
+BLOCK_ROWS = 16_384
+"""Memories in one block of `memory_terms`. A write touches the pages of one block, about 3 MB; a search looks into each
+block, about 60 of them in a million memories."""
+MOST_COUNTED = 1_000
+"""Memories with a stem beyond which it is common: how common does not matter."""
+ENOUGH_HITS = 256
+"""Memories with the rarest stems among which the best are chosen: more stems are not looked up."""
+TURNS_AROUND = 2
 
 
 class SqliteMemoryStore:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, indexer: Indexer | None = None) -> None:
         """Of an engine whose tables exist; `open` is the usual way in."""
         self._engine = engine
+        self._indexer = indexer
         self._watch = _Watch(engine)
 
     @classmethod
-    def open(cls, url: str) -> SqliteMemoryStore:
+    def open(cls, url: str, indexer: Indexer | None = None) -> SqliteMemoryStore:
         migrate(url)
-        return cls(open_engine(url))
+        return cls(open_engine(url), indexer)
 
     def close(self) -> None:
         self._watch.close()
@@ -59,10 +71,34 @@ class SqliteMemoryStore:
     def version(self, org_id: str, agent_id: str) -> Version:
         return self._watch.version(org_id, agent_id)
 
+    def current_version(self, org_id: str, agent_id: str) -> Version:
+        return self._watch.version(org_id, agent_id)
+
+    def away_s(self) -> float:
+        return 0.0
+
     @contextmanager
     def snapshot(self, partition: Namespace) -> Iterator[Snapshot]:
         with _reading(self._engine) as connection:
-            yield _Snapshot(connection, partition)
+            version = self._rows(connection).version(partition.org_id, partition.agent_id)
+            yield RowsSnapshot(connection, partition, version, BATCH_ROWS)
+
+    def candidates(
+        self,
+        namespace: Namespace,
+        stems: Sequence[str],
+        vector: bytes | None,  # noqa: ARG002 (no index of vectors)
+        limit: int = 64,
+        *,
+        with_superseded: bool = False,
+    ) -> list[Row]:
+        asked = [term for partition in namespace.partitions() for term in terms(partition, stems)]
+        with _reading(self._engine) as connection:
+            hits = _read_numbers(connection, _best(connection, asked, limit), with_superseded=with_superseded)
+            rows = {row.memory.id: row for row in hits if namespace.can_see(row.memory)}
+            for row in _read_numbers(connection, _around(connection, rows.values()), with_superseded=False):
+                rows.setdefault(row.memory.id, row)
+        return list(rows.values())
 
     def add(self, memory: Memory) -> Added:
         (added,) = self.add_many([memory])
@@ -71,123 +107,186 @@ class SqliteMemoryStore:
         return added
 
     def add_many(self, batch: Sequence[Memory]) -> list[Added | None]:
-        places: dict[Namespace, list[int]] = {}
-        for place, memory in enumerate(batch):
-            places.setdefault(Namespace(memory.org_id, memory.agent_id, memory.user_id), []).append(place)
-        added: list[Added | None] = [None] * len(batch)
-        with _writing(self._engine) as connection:
-            for partition, its in places.items():
-                results = _add_partition(connection, partition, [batch[place] for place in its])
-                for place, result in zip(its, results, strict=True):
-                    added[place] = result
-        return added
+        with self._writing() as rows:
+            return rows.add_many(batch)
 
     def page(self, namespace: Namespace, limit: int = 100, after: str = "") -> list[Memory]:
-        query = select(*_COLUMNS).where(_visible(namespace), memories.c.id > after).order_by(memories.c.id).limit(limit)
         with _reading(self._engine) as connection:
-            return [_memory(row) for row in connection.execute(query)]
+            return self._rows(connection).page(namespace, limit, after)
 
     def get(self, namespace: Namespace, memory_id: str) -> Memory | None:
-        query = select(*_COLUMNS).where(_visible(namespace), memories.c.id == memory_id)
         with _reading(self._engine) as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else _memory(row)
+            return self._rows(connection).get(namespace, memory_id)
+
+    def pin(self, partition: Namespace, memory_id: str, *, is_pinned: bool) -> bool:
+        with self._writing() as rows:
+            return rows.pin(partition, memory_id, is_pinned=is_pinned)
 
     def forget(self, partition: Namespace, memory_id: str) -> bool:
-        return self._delete(partition, memories.c.id == memory_id) == 1
+        with self._writing() as rows:
+            removed = rows.forget(partition, [memory_id])
+        self._forget_log(removed)
+        return removed == 1
 
     def forget_all(self, partition: Namespace) -> int:
-        return self._delete(partition)
-
-    def _delete(self, partition: Namespace, *which: ColumnElement[bool]) -> int:
-        with _writing(self._engine) as connection:
-            removed = connection.execute(delete(memories).where(_owned(partition), *which)).rowcount
-            if removed:
-                _bump(connection, partition.org_id, partition.agent_id, removals=1)
-        if removed:
-            # The log still holds the text until it is written back; a busy reader only delays that.
-            with _reading(self._engine) as connection:
-                checkpoint_log(connection)
+        removed = 0
+        while True:
+            with self._writing() as rows:
+                ids = rows.some_ids(partition, FORGET_BATCH)
+                removed += rows.forget(partition, ids) if ids else 0
+            if len(ids) < FORGET_BATCH:
+                break
+        self._forget_log(removed)
         return removed
 
+    def _forget_log(self, removed: int) -> None:
+        """The log still holds the text until it is written back; a busy reader only delays that."""
+        if removed:
+            with _reading(self._engine) as connection:
+                checkpoint_log(connection)
+
     def record_retrievals(self, counts: Mapping[tuple[str, str], int], at: datetime) -> None:
-        if not counts:
+        by_org: dict[str, dict[str, int]] = defaultdict(dict)
+        for (org_id, memory_id), count in counts.items():
+            by_org[org_id][memory_id] = count
+        if not by_org:
             return
-        c = memories.c
-        counted = (
-            update(memories)
-            .where(c.org_id == bindparam("org"), c.id == bindparam("memory"))
-            .values(retrieval_count=c.retrieval_count + bindparam("count"), last_retrieved_at=bindparam("at"))
-        )
-        with _writing(self._engine) as connection:
-            values = [{"org": org, "memory": id_, "count": count, "at": at} for (org, id_), count in counts.items()]
-            connection.execute(counted, values)
+        with self._writing() as rows:
+            for org_id, its in by_org.items():
+                rows.record_retrievals(org_id, its, at)
 
     def move_usefulness(self, org_id: str, memory_ids: Sequence[str], step: float) -> list[ScoreUpdate]:
-        c = memories.c
-        updates = []
-        with _writing(self._engine) as connection:
-            revisions: dict[str, int] = {}
-            for memory_id in dict.fromkeys(memory_ids):
-                mine = and_(c.org_id == org_id, c.id == memory_id)
-                row = connection.execute(select(c.agent_id, c.usefulness).where(mine)).one_or_none()
-                if row is None:
-                    continue
-                new = min(1.0, max(0.0, row.usefulness + step))
-                if new != row.usefulness:
-                    if row.agent_id not in revisions:
-                        revisions[row.agent_id] = _bump(connection, org_id, row.agent_id)
-                    changed = {"usefulness": new, "revision": revisions[row.agent_id], "updated_at": datetime.now(UTC)}
-                    connection.execute(update(memories).where(mine).values(changed))
-                updates.append(ScoreUpdate(memory_id, row.usefulness, new))
-        return updates
+        with self._writing() as rows:
+            return rows.move_usefulness(org_id, memory_ids, step)
+
+    def prepare(self, indexer: Indexer) -> None:
+        """A row takes any vector."""
+
+    def organisations(self) -> list[str]:
+        with _reading(self._engine) as connection:
+            return sorted(connection.execute(select(memory_versions.c.org_id).distinct()).scalars())
+
+    def outdated(self, org_id: str, version: str, limit: int) -> list[Outdated]:
+        with _reading(self._engine) as connection:
+            return self._rows(connection).outdated(org_id, version, limit)
+
+    def count_outdated(self, org_id: str, version: str) -> int:
+        with _reading(self._engine) as connection:
+            return self._rows(connection).count_outdated(org_id, version)
+
+    def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
+        with self._writing() as rows:
+            return rows.write_features(org_id, features)
+
+    def _rows(self, connection: Connection) -> Rows:
+        return Rows(connection, self._indexer, _Postings(connection))
+
+    @contextmanager
+    def _writing(self) -> Iterator[Rows]:
+        try:
+            with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+                yield self._rows(connection)
+        except SQLAlchemyError as error:
+            raise StoreError(f"the memory store cannot be written: {reason(error)}") from error
 
 
-def _add_partition(connection: Connection, partition: Namespace, new: Sequence[Memory]) -> list[Added | None]:
-    """Within a transaction that no other writer shares, so what is looked up stays true."""
-    c = memories.c
-    hashes = [memory.content_hash for memory in new]
-    same = select(c.content_hash, c.id).where(_owned(partition), c.status == Status.ACTIVE, c.content_hash.in_(hashes))
-    by_hash: dict[str, str] = {row.content_hash: row.id for row in connection.execute(same)}
-    taken = set(connection.execute(select(c.id).where(c.id.in_([memory.id for memory in new]))).scalars())
-    rows: list[dict[str, object]] = []
-    added: list[Added | None] = []
-    for memory in new:
-        is_active = memory.status is Status.ACTIVE
-        if is_active and (known := by_hash.get(memory.content_hash)) is not None:
-            added.append(Added(known, is_new=False))
-        elif memory.id in taken:
-            added.append(None)
-        else:
-            taken.add(memory.id)
-            if is_active:
-                by_hash[memory.content_hash] = memory.id
-            rows.append({column.name: getattr(memory, column.name) for column in _COLUMNS})
-            added.append(Added(memory.id, is_new=True))
-    if rows:
-        revision = _bump(connection, partition.org_id, partition.agent_id)
-        connection.execute(insert(memories), [{**row, "revision": revision} for row in rows])
-    return added
-
-
-class _Snapshot:
-    def __init__(self, connection: Connection, partition: Namespace) -> None:
+class _Postings:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._partition = partition
-        self.version = _read_version(connection, partition.org_id, partition.agent_id)
 
-    def active(self) -> Iterator[list[Memory]]:
-        query = select(*_COLUMNS).where(_owned(self._partition), memories.c.status == Status.ACTIVE)
-        with self._connection.execution_options(yield_per=BATCH_ROWS).execute(query) as rows:
-            for batch in rows.partitions():
-                yield [_memory(row) for row in batch]
+    def lock(self, partition: Namespace) -> None:
+        """SQLite's writers exclude each other from the beginning of a transaction."""
 
-    def changed(self, since: int, limit: int) -> list[Memory]:
-        query = select(*_COLUMNS).where(_owned(self._partition), memories.c.revision > since).limit(limit)
-        return [_memory(row) for row in self._connection.execute(query)]
+    def bumped(self, partition: Namespace, version: Version) -> None:
+        """Others see it in the file."""
 
-    def ids(self) -> set[str]:
-        return set(self._connection.execute(select(memories.c.id).where(_owned(self._partition))).scalars())
+    def written(self, count: int) -> list[dict[str, object]]:
+        first = _last_number(self._connection) + 1
+        return [{"number": first + place} for place in range(count)]
+
+    def put(self, places: Sequence[Place]) -> None:
+        rows = [
+            {"block": number // BLOCK_ROWS, "term": term, "number": number} for term, number in self._numbered(places)
+        ]
+        if rows:
+            rows.sort(key=lambda row: (row["block"], row["term"]))
+            self._connection.execute(insert(memory_terms).on_conflict_do_nothing(), rows)
+
+    def remove(self, places: Sequence[Place]) -> None:
+        c = memory_terms.c
+        exactly = delete(memory_terms).where(
+            c.block == bindparam("b"), c.term == bindparam("t"), c.number == bindparam("n")
+        )
+        rows = [{"b": number // BLOCK_ROWS, "t": term, "n": number} for term, number in self._numbered(places)]
+        if rows:
+            self._connection.execute(exactly, rows)
+
+    def _numbered(self, places: Sequence[Place]) -> list[tuple[int, int]]:
+        c = memories.c
+        ids = select(c.id, c.number).where(c.id.in_([one.id for one in places]))
+        numbers: dict[str, int] = dict(map(tuple, self._connection.execute(ids)))
+        return [
+            (term, numbers[one.id]) for one in places for term in terms(one.partition, one.stems.split()) if one.stems
+        ]
+
+
+def _last_number(connection: Connection) -> int:
+    last: int = connection.execute(select(func.coalesce(func.max(memories.c.number), 0))).scalar_one()
+    return last
+
+
+def _best(connection: Connection, asked: Sequence[int], limit: int) -> list[int]:
+    """The numbers of at most `limit` memories that hold the rarest of the terms; of equal ones the newest."""
+    execute = _driver(connection).execute
+    blocks = range(_last_number(connection) // BLOCK_ROWS, -1, -1)
+    found: list[list[int]] = []
+    for term in asked:
+        its: list[int] = []
+        for block in blocks:
+            its += [number for (number,) in execute(_HOLDING, (block, term, MOST_COUNTED - len(its)))]
+            if len(its) == MOST_COUNTED:
+                break
+        if its:
+            found.append(its)
+    scores: dict[int, float] = defaultdict(float)
+    for its in sorted(found, key=len):
+        if len(scores) >= ENOUGH_HITS:
+            break
+        worth = 1 / log(2 + len(its))
+        for number in its:
+            scores[number] += worth
+    return sorted(scores, key=lambda number: (-scores[number], -number))[:limit]
+
+
+def _around(connection: Connection, rows: Iterable[Row]) -> set[int]:
+    """The numbers of the active memories up to two turns around each, in its session."""
+    execute = _driver(connection).execute
+    numbers: set[int] = set()
+    for one in (row.memory for row in rows):
+        if one.session_id is not None and one.turn_index is not None:
+            turns = (one.turn_index - TURNS_AROUND, one.turn_index + TURNS_AROUND)
+            whose = (one.org_id, one.agent_id, one.user_id, one.session_id)
+            numbers.update(number for (number,) in execute(_BESIDE, (*whose, *turns)))
+    return numbers
+
+
+# By the driver itself, in the transaction of the connection: there are some hundred of them in a search, and building
+# one with SQLAlchemy takes ten times as long as running it.
+_HOLDING = "SELECT number FROM memory_terms WHERE block = ? AND term = ? ORDER BY number DESC LIMIT ?"
+_BESIDE = (
+    "SELECT number FROM memories INDEXED BY memories_by_turn WHERE org_id = ? AND agent_id = ? AND user_id IS ?"
+    " AND session_id = ? AND coalesce(turn_index, -1) BETWEEN ? AND ? AND status = 'active'"
+)
+
+
+def _read_numbers(connection: Connection, numbers: Iterable[int], *, with_superseded: bool) -> list[Row]:
+    # By number alone: with the namespace beside it SQLite would rather read all of that.
+    query = row_query().where(memories.c.number.in_(list(numbers)), retrievable(with_superseded=with_superseded))
+    return [read_row(row) for row in connection.execute(query)]
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection
 
 
 class _Watch:
@@ -254,51 +353,7 @@ def _reading(engine: Engine) -> Iterator[Connection]:
             yield connection
     except SQLAlchemyError as error:
         raise StoreError(f"the memory store cannot be read: {reason(error)}") from error
+    except sqlite3.Error as error:
+        raise StoreError(f"the memory store cannot be read: {error}") from error
     except ValueError as error:  # JSON or a member of an enumeration that no version of this program wrote
         raise StoreError("the memory store holds a row that cannot be read; export, repair and import it") from error
-
-
-@contextmanager
-def _writing(engine: Engine) -> Iterator[Connection]:
-    try:
-        with engine.connect().execution_options(writes=True) as connection, connection.begin():
-            yield connection
-    except SQLAlchemyError as error:
-        raise StoreError(f"the memory store cannot be written: {reason(error)}") from error
-
-
-def _bump(connection: Connection, org_id: str, agent_id: str, removals: int = 0) -> int:
-    """Count a write, in its own transaction. Returns the new version, for the rows that it touches."""
-    first = insert(memory_versions).values(org_id=org_id, agent_id=agent_id, changes=1, removals=removals)
-    c = memory_versions.c
-    counted = first.on_conflict_do_update(
-        index_elements=[c.org_id, c.agent_id], set_={"changes": c.changes + 1, "removals": c.removals + removals}
-    ).returning(c.changes)
-    changes: int = connection.execute(counted).scalar_one()
-    return changes
-
-
-def _read_version(connection: Connection, org_id: str, agent_id: str) -> Version:
-    c = memory_versions.c
-    row = connection.execute(
-        select(c.changes, c.removals).where(c.org_id == org_id, c.agent_id == agent_id)
-    ).one_or_none()
-    return Version() if row is None else Version(*row)
-
-
-def _owned(partition: Namespace) -> ColumnElement[bool]:
-    c = memories.c
-    user = c.user_id.is_(None) if partition.user_id is None else c.user_id == partition.user_id
-    return and_(c.org_id == partition.org_id, c.agent_id == partition.agent_id, user)
-
-
-def _visible(namespace: Namespace) -> ColumnElement[bool]:
-    return or_(*map(_owned, namespace.partitions()))
-
-
-def _memory(row: Row[Any]) -> Memory:
-    values = list(row)
-    values[7] = Category(values[7])
-    values[10] = Status(values[10])
-    values[11] = Source(values[11])
-    return Memory(*values)

@@ -1,4 +1,4 @@
-"""Words of texts: stems and stop words. Pure.
+"""Words of texts: stems and stop words; what a query asks for. Pure.
 
 Memories and queries pass the same tokeniser, so that equal words give equal stems; queries lose question words as well.
 """
@@ -10,11 +10,11 @@ import threading
 import unicodedata
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import cast
+from typing import NamedTuple, cast
 
 import Stemmer  # type: ignore[import-not-found]  # PyStemmer ships no types
 
-__all__ = ["Query", "Subject", "parse_query", "stems"]
+__all__ = ["Moment", "Query", "Subject", "WrittenDate", "content_words", "parse_query", "stems"]
 
 
 def _set(words: str) -> frozenset[str]:
@@ -45,6 +45,44 @@ _HOW_TO = re.compile(r"\bhow (?:do|can|could|would|should|might) (?:i|we)\b|\bli
 _SENTENCE_END = re.compile(r"[.!?:;\n]")
 _LETTER = re.compile(r"[^\W\d_]")
 _CAPITAL_AFTER_WORD = re.compile(r"[^\W_] [\"'(]?[A-Z][a-z]")
+
+_IDIOMS = tuple(
+    (re.compile(phrase, re.IGNORECASE), meant.split())
+    for phrase, meant in (
+        (r"\bwho am i\b", "name"),
+        (r"\bfor a living\b", "job work"),
+        (r"\bhow old\b", "age"),
+        (r"\bhow tall\b", "height"),
+        (r"\bwhere (?:am|was) i (?:born|from)\b", "town country grew"),
+        (r"\bhome ?town\b", "grew"),
+        (r"\bmust (?:i|we) avoid\b|\bcan(?:no|'|’)?t (?:i|we) eat\b", "allergy"),
+        (r"\bam i (?:married|single)\b", "wife husband"),
+    )
+)
+"""Ways to ask for something without naming it, and the words a memory has for it."""
+
+_LATEST = re.compile(
+    r"\b(?:now|nowadays|current(?:ly)?|latest|newest|most recent(?:ly)?|still|these days|today)\b", re.IGNORECASE
+)
+_PAST = re.compile(
+    r"\b(?:used to|before|previous(?:ly)?|former(?:ly)?|earlier|in the past|back then|no longer)\b", re.IGNORECASE
+)
+
+_MONTHS = {
+    name: number
+    for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), start=1)  # noqa: SIM905
+}
+_MONTH = (
+    "(?P<{0}>[Jj]an(?:uary)?|[Ff]eb(?:ruary)?|March|Mar|[Aa]pril|Apr|May|[Jj]une?|[Jj]uly?|[Aa]ug(?:ust)?|"
+    "[Ss]ept?(?:ember)?|[Oo]ct(?:ober)?|[Nn]ov(?:ember)?|[Dd]ec(?:ember)?)"
+)
+_DATE = re.compile(
+    rf"\b(?:(?P<day_1>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? {_MONTH.format('month_1')}\b(?:,? (?P<year_1>\d{{4}})\b)?"
+    rf"|{_MONTH.format('month_2')} (?P<day_2>\d{{1,2}})(?:st|nd|rd|th)?\b(?:,? (?P<year_2>\d{{4}})\b)?"
+    rf"|{_MONTH.format('month_3')}\b(?:,? (?P<year_3>\d{{4}})\b)?"
+    r"|(?P<iso_year>\d{4})-(?P<iso_month>0[1-9]|1[0-2])(?:-(?P<iso_day>\d\d))?\b)"
+)
+"""Written dates with a month. \"may\" and \"march\" in lower case are more often verbs."""
 
 _IRREGULAR = {
     "allergic": "allergy", "ate": "eat", "eaten": "eat", "birthdate": "birthday", "born": "birth", "bought": "buy",
@@ -90,22 +128,70 @@ class Subject(Enum):
     """Most often a task that stands on its own."""
 
 
+class Moment(Enum):
+    """Which time a query asks about."""
+
+    ANY = auto()
+    LATEST = auto()
+    """What holds now: of several answers the newest."""
+    PAST = auto()
+    """What held before: what is no longer valid may answer too."""
+
+
+class WrittenDate(NamedTuple):
+    """A date as far as a query writes it; None: not said."""
+
+    year: int | None
+    month: int
+    day: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     stems: tuple[str, ...]
     """Each once, in order of appearance; empty when the text holds nothing to look for."""
+    words: tuple[str, ...]
+    """Of each stem the word that had it first, as a table of words knows it."""
     subject: Subject
+    moment: Moment = Moment.ANY
+    dates: tuple[WrittenDate, ...] = ()
 
 
 def stems(text: str) -> list[str]:
     """Stems of the words that carry a subject, in order, with repetitions."""
-    return _stem([word for word in _words(text) if word not in _STOP_WORDS])
+    return _stem(content_words(text))
+
+
+def content_words(text: str) -> list[str]:
+    """The words that carry a subject, folded, in order, with repetitions."""
+    return [word for word in _words(text) if word not in _STOP_WORDS]
 
 
 def parse_query(text: str) -> Query:
-    words = _words(text)
-    kept = [word for word in words if word not in _STOP_WORDS and word not in _QUESTION_WORDS]
-    return Query(tuple(dict.fromkeys(_stem(kept))), _subject(text))
+    words = [word for word in content_words(text) if word not in _QUESTION_WORDS]
+    words += [word for phrase, meant in _IDIOMS if phrase.search(text) for word in meant]
+    first: dict[str, str] = {}
+    for stem, word in zip(_stem(words), words, strict=True):
+        first.setdefault(stem, word)
+    return Query(tuple(first), tuple(first.values()), _subject(text), _moment(text), _dates(text))
+
+
+def _moment(text: str) -> Moment:
+    if _PAST.search(text):
+        return Moment.PAST
+    return Moment.LATEST if _LATEST.search(text) else Moment.ANY
+
+
+def _dates(text: str) -> tuple[WrittenDate, ...]:
+    found = []
+    for match in _DATE.finditer(text):
+        part = match.groupdict()
+        name = part["month_1"] or part["month_2"] or part["month_3"]
+        month = _MONTHS[name[:3].lower()] if name else int(part["iso_month"])
+        day = part["day_1"] or part["day_2"] or part["iso_day"]
+        year = part["year_1"] or part["year_2"] or part["year_3"] or part["iso_year"]
+        found.append(WrittenDate(int(year) if year else None, month, int(day) if day else None))
+    return tuple(dict.fromkeys(found))
 
 
 def _subject(text: str) -> Subject:

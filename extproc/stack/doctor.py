@@ -64,6 +64,8 @@ def examine(data: Path | None) -> list[Finding]:
         lambda: _envoy_configuration("envoy.yaml"),
         lambda: _envoy_configuration("dropin.yaml"),
         lambda: _store(data),
+        lambda: _listener("gate", lambda: load(GateSettings).gate_listen),
+        lambda: _listener("auth", lambda: load(GateSettings).auth_address),
         lambda: _listener("filter", lambda: load(FilterSettings).filter_listen),
         lambda: _listener("observer", lambda: load(ObserverSettings).observer_listen),
         lambda: _listener("engine", lambda: load(FilterSettings).engine_address),

@@ -15,7 +15,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,9 +25,11 @@ import yaml
 from typing_extensions import override
 
 from extproc.stack.child import die_with_parent
+from extproc.stack.keys import Key
 
 __all__ = [
     "Address",
+    "Certificate",
     "Envoy",
     "EnvoyError",
     "Plan",
@@ -47,17 +49,28 @@ PROVIDER_PREFIX = "provider_"
 UNKNOWN_MODEL_ROUTE = "provider_not_configured"
 """The route that answers 501."""
 FILTER_CLUSTER = "extproc_filter"
+GATE_CLUSTER = "extproc_gate"
 OBSERVER_CLUSTER = "extproc_observer"
 OBSERVER_FILTER = "ibex.observer"
 COLLECTOR_CLUSTER = "otel_collector"
+CREDENTIALS_FILTER = "credentials"
+"""The filter of a provider's cluster that puts the provider's key in."""
 IDENTITY_FILTER = "identity"
-"""The set_metadata filter that says whose requests these are."""
+"""The set_metadata filter that says whose requests these are, in a configuration without a gate."""
 CA_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine, Arch
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
     "/etc/ssl/ca-bundle.pem",  # openSUSE
     "/etc/ssl/cert.pem",  # Alpine, macOS
 )
+
+TLS_CIPHERS = (
+    "[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]",
+    "[ECDHE-RSA-AES128-GCM-SHA256|ECDHE-RSA-CHACHA20-POLY1305]",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+)
+"""Of TLS 1.2, in the order preferred; in brackets, the client's order counts. BoringSSL's syntax."""
 
 TYPE_PREFIX = "type.googleapis.com/"
 Node = dict[str, Any]
@@ -85,6 +98,13 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Certificate(NamedTuple):
+    """What the gateway shows its clients, as PEM files."""
+
+    chain: Path
+    key: Path
+
+
 @dataclass(frozen=True, slots=True)
 class Provider:
     """Where every provider cluster points."""
@@ -95,6 +115,8 @@ class Provider:
     """Put before each path; without the `/v1` that request paths bring themselves."""
     ca_file: Path | None = None
     """Certificates that are trusted; None: the system's."""
+    key: Key | None = None
+    """What it wants with each request; None: nothing is sent."""
 
     @classmethod
     def parse(cls, url: str, ca_file: Path | None = None) -> Provider:
@@ -108,7 +130,7 @@ class Provider:
             raise EnvoyError(f"The provider URL {url!r} must be http://host or https://host, with a port where needed.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise EnvoyError(
-                "The provider URL must hold no credential, query or fragment; send the key with the request."
+                "The provider URL must hold no credential, query or fragment; put the key into the environment."
             )
         tls = parts.scheme == "https"
         base_path = parts.path.rstrip("/").removesuffix("/v1")
@@ -129,13 +151,20 @@ class Plan:
     admin: Address
     filters: Sequence[Address] = ()
     """Endpoints of the filter; none: the shipped one."""
+    gates: Sequence[Address] = ()
+    """Endpoints of the gate; none: the shipped one, if it has any."""
     observers: Sequence[Address] = ()
     """Endpoints of the observer; none: nothing is observed."""
     provider: Provider | None = None
     any_model: bool = False
     """The provider knows every model: none is answered 501."""
     org_id: str | None = None
+    """Whose requests these are where no gate says it, like `agent_id`."""
     agent_id: str | None = None
+    tls: Certificate | None = None
+    """None: plain HTTP."""
+    key_files: Path | None = None
+    """Directory with the keys of shipped providers (docs/gateway.md); None: they come from the environment."""
     collector: Address | None = None
     """OTLP/HTTP receiver of spans; None: no tracing at all."""
 
@@ -164,7 +193,7 @@ def find_envoy(configured: str | None = None, version: str = DEFAULT_VERSION, *,
     )
 
 
-def shipped(name: Literal["envoy.yaml", "dropin.yaml"]) -> Path:
+def shipped(name: Literal["envoy.yaml", "dropin.yaml", "dropin-jwt.yaml"]) -> Path:
     """A configuration of this project: from the checkout, else from the installed package. Raises EnvoyError."""
     here = Path(__file__)
     places = (here.parents[2] / "envoy" / name, here.parent / "shipped" / name)
@@ -190,8 +219,14 @@ def render(config: Node, plan: Plan) -> Node:
     config = _copy(config)
     set_admin(config, plan.admin)
     set_listener(config, plan.listen)
+    if plan.tls is not None:
+        set_tls(config, plan.tls)
+    if plan.key_files is not None:
+        set_key_files(config, plan.key_files)
     if plan.filters:
         set_cluster(config, FILTER_CLUSTER, plan.filters)
+    if plan.gates:
+        set_cluster(config, GATE_CLUSTER, plan.gates)
     if plan.observers:
         set_cluster(config, OBSERVER_CLUSTER, plan.observers)
     else:
@@ -233,6 +268,29 @@ def set_listener(config: Node, address: Address) -> None:
     listeners[0]["enable_reuse_port"] = False
 
 
+def set_tls(config: Node, certificate: Certificate) -> None:
+    """Answer in HTTPS instead of HTTP."""
+    (listener,) = config["static_resources"]["listeners"]
+    for chain in listener["filter_chains"]:
+        chain["transport_socket_connect_timeout"] = "10s"
+        chain["transport_socket"] = {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": TYPE_PREFIX + "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "common_tls_context": {
+                    "alpn_protocols": ["h2", "http/1.1"],
+                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "cipher_suites": list(TLS_CIPHERS)},
+                    "tls_certificates": [
+                        {
+                            "certificate_chain": {"filename": str(certificate.chain)},
+                            "private_key": {"filename": str(certificate.key)},
+                        }
+                    ],
+                },
+            },
+        }
+
+
 def set_cluster(config: Node, name: str, addresses: Sequence[Address]) -> None:
     """Give a cluster these endpoints."""
     cluster = _cluster(config, name)
@@ -252,30 +310,103 @@ def route_any_model(config: Node) -> None:
     provider = next(cluster["name"] for cluster in _clusters(config) if cluster["name"].startswith(PROVIDER_PREFIX))
     route = _named(_routes(config), UNKNOWN_MODEL_ROUTE, "route")
     del route["direct_response"], route["typed_per_filter_config"]
-    route["route"] = {"cluster": provider, "timeout": "0s"}
+    route["route"] = {"cluster": provider, "timeout": "0s", "auto_host_rewrite": True}
 
 
 def set_provider(config: Node, provider: Provider) -> None:
-    """Send every provider cluster to one address, under its own host name, over TLS when it says so."""
-    names = [cluster["name"] for cluster in _clusters(config) if cluster["name"].startswith(PROVIDER_PREFIX)]
-    if not names:
+    """Send every provider cluster to one address, with its host name and key, over TLS when it says so."""
+    clusters = [cluster for cluster in _clusters(config) if cluster["name"].startswith(PROVIDER_PREFIX)]
+    if not clusters:
         raise EnvoyError(f"The configuration has no cluster whose name begins with {PROVIDER_PREFIX}.")
-    for name in names:
-        set_cluster(config, name, [provider.address])
-        cluster = _cluster(config, name)
-        if not _is_ip(provider.address.host):
-            cluster |= {"type": "LOGICAL_DNS", "dns_lookup_family": "V4_PREFERRED"}
-        if provider.tls:
-            cluster["transport_socket"] = _tls(provider)
+    for cluster in clusters:
+        _point(config, cluster, provider)
+    names = {cluster["name"] for cluster in clusters}
     for route in _routes(config):
         action = route.get("route", {})
         if action.get("cluster") in names:
+            action.pop("auto_host_rewrite", None)
             action["host_rewrite_literal"] = provider.authority
             if provider.base_path:
                 action["regex_rewrite"] = {
                     "pattern": {"regex": "^/"},
                     "substitution": provider.base_path.replace("\\", "\\\\") + "/",
                 }
+
+
+def _point(config: Node, cluster: Node, provider: Provider) -> None:
+    set_cluster(config, cluster["name"], [provider.address])
+    is_static = _is_ip(provider.address.host)
+    cluster["type"] = "STATIC" if is_static else "STRICT_DNS"
+    cluster.pop("dns_lookup_family", None)
+    if not is_static:
+        cluster["dns_lookup_family"] = "V4_PREFERRED"
+    cluster.pop("transport_socket", None)
+    (options,) = cluster["typed_extension_protocol_options"].values()
+    offered = options.pop("auto_config", {})
+    options.pop("explicit_http_config", None)
+    if provider.tls:
+        cluster["transport_socket"] = _tls(provider)
+        options["auto_config"] = offered  # HTTP/2, if the handshake says so
+    else:
+        options["explicit_http_config"] = {"http_protocol_options": {}}
+    if credentials := _credentials(cluster):
+        _take_key(credentials)
+        if provider.key is not None:
+            credentials["mutations"]["request_mutations"].append(_overwrite(provider.key.header, provider.key.value))
+
+
+def set_key_files(config: Node, directory: Path) -> None:
+    """Take each provider's key from `directory/NAME.yaml` (`extproc.stack.keys.write`) instead of the environment.
+
+    NAME is the cluster's without `provider_`. Envoy reads a file again when another one is moved into its place.
+    """
+    for cluster in _clusters(config):
+        if cluster["name"].startswith(PROVIDER_PREFIX) and (credentials := _credentials(cluster)):
+            header = _take_key(credentials)
+            (options,) = cluster["typed_extension_protocol_options"].values()
+            file = directory / f"{cluster['name'].removeprefix(PROVIDER_PREFIX)}.yaml"
+            options["http_filters"].insert(-1, _key_from(file, cluster["name"], header))
+
+
+def _credentials(cluster: Node) -> Node | None:
+    """The settings of a provider's filter `credentials`; None where the key is the client's own (dropin.yaml)."""
+    (options,) = cluster["typed_extension_protocol_options"].values()
+    for entry in options.get("http_filters", []):
+        if entry["name"] == CREDENTIALS_FILTER:
+            settings: Node = entry["typed_config"]
+            return settings
+    return None
+
+
+def _take_key(credentials: Node) -> str:
+    """Remove the key from it; returns the header that it was in."""
+    mutations = credentials["mutations"]["request_mutations"]
+    (found,) = (one for one in mutations if "%ENVIRONMENT(" in one["append"]["header"]["value"])
+    mutations.remove(found)
+    header: str = found["append"]["header"]["key"]
+    return header
+
+
+def _overwrite(header: str, value: str) -> Node:
+    return {"append": {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD", "header": {"key": header, "value": value}}}
+
+
+def _key_from(file: Path, secret: str, header: str) -> Node:
+    source = {"path": str(file), "watched_directory": {"path": str(file.parent)}}
+    generic = {
+        "@type": TYPE_PREFIX + "envoy.extensions.http.injected_credentials.generic.v3.Generic",
+        "credential": {"name": secret, "sds_config": {"path_config_source": source}},
+        "header": header,
+    }
+    return {
+        "name": "key",
+        "typed_config": {
+            "@type": TYPE_PREFIX + "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
+            "overwrite": True,
+            "allow_request_without_credential": False,
+            "credential": {"name": "envoy.http.injected_credentials.generic", "typed_config": generic},
+        },
+    }
 
 
 def set_collector(config: Node, address: Address) -> None:
@@ -361,9 +492,11 @@ def start(
     state_dir: Path,
     concurrency: int = 2,
     log_level: str = "warning",
+    environment: Mapping[str, str] | None = None,
 ) -> Envoy:
     """Start Envoy with `concurrency` worker threads. Raises EnvoyError.
 
+    `environment` comes on top of ours: keys of providers that no other process is to have.
     `state_dir` gets envoy.log and envoy.access.log, new ones at each start.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -378,6 +511,7 @@ def start(
                 stdin=subprocess.DEVNULL,
                 stdout=access_log,
                 stderr=log,
+                env={**os.environ, **(environment or {})},
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
@@ -456,7 +590,7 @@ def _tls(provider: Provider) -> Node:
         "@type": TYPE_PREFIX + "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         "common_tls_context": {
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-            "alpn_protocols": ["http/1.1"],
+            "alpn_protocols": ["h2", "http/1.1"],
             "validation_context": {
                 "trusted_ca": {"filename": str(provider.ca_file or system_ca_file())},
                 "match_typed_subject_alt_names": [san],

@@ -1,8 +1,8 @@
 """`extproc up`: everything on one machine, as child processes of this one.
 
-Start order: queue, trace store, engine, filter, observer, provider, Envoy, each awaited until it answers. Stop order:
-the other way round, so that nothing is asked that has gone. A child that ends is reported and left: what Envoy does
-without it is what this filter is about.
+Start order: queue, trace store, auth service, gate, engine, filter, observer, provider, Envoy, each awaited until it
+answers. Stop order: the other way round, so that nothing is asked that has gone. A child that ends is reported and
+left: what Envoy does without it is what this filter is about.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from extproc.memory.demo import Demo, DemoError
 from extproc.settings import ProcessSettings, StoreSettings, load
-from extproc.stack import envoy, valkey
+from extproc.stack import certs, envoy, keys, valkey
 from extproc.stack.child import Child
 from extproc.turns.trace_commands import URL_FILE
+
+if TYPE_CHECKING:
+    from extproc.memory.database import Database
 
 __all__ = ["Stack", "StackError", "run"]
 
@@ -39,6 +42,9 @@ _READY_LIMIT_S = 30.0
 _STOP_LIMIT_S = 12.0
 """Above the drain of 5 s that our processes have, and what ClickHouse gives a query that runs."""
 _POLL_S = 0.05
+_AUTH_TIMEOUT_MS = "140"
+"""Two calls fit into the 300 ms that Envoy waits: here the auth service shares a machine with everything else, and
+hashing a token for the first time takes most of the usual 50 ms alone."""
 
 
 class StackError(Exception):
@@ -54,9 +60,14 @@ class Stack:
     state_dir: Path
     demo: Demo
     database: str
+    token: str | None = None
+    """Of the demo org and agent, at the first start only: nobody can ever see it again."""
     gateway: str = ""
+    ca_file: Path | None = None
+    """What clients of an HTTPS gateway have to trust."""
     provider: str = ""
     admin: str = ""
+    gate_admin: str = ""
     observer_admin: str = ""
     envoy_admin: str = ""
     broker: str = ""
@@ -68,8 +79,10 @@ class Stack:
         pids = {child.name: [child.process.pid] for child in self.children}
         return {
             "gateway": self.gateway,
+            "ca_file": str(self.ca_file) if self.ca_file else None,
             "provider": self.provider,
             "admin": self.admin,
+            "gate_admin": self.gate_admin,
             "observer_admin": self.observer_admin,
             "envoy_admin": self.envoy_admin,
             "broker": self.broker,
@@ -77,7 +90,7 @@ class Stack:
             "traces": self.traces,
             "org_id": self.demo.org_id,
             "agent_id": self.demo.agent_id,
-            "token": None,
+            "token": self.token,
             "state_dir": str(self.state_dir),
             "pids": {"up": [os.getpid()], **pids},
         }
@@ -88,17 +101,31 @@ class Stack:
         self.lock.close()
 
 
-def run(*, listen: str, provider: str | None, otlp: str | None, data: Path | None, as_json: bool) -> None:
+def run(
+    *,
+    listen: str,
+    provider: str | None,
+    provider_key: str | None,
+    tls: bool,
+    otlp: str | None,
+    data: Path | None,
+    as_json: bool,
+) -> None:
     """Start everything, say where it is, wait for SIGINT or SIGTERM. Raises StackError when a part does not start."""
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     stack = _prepare(load(StoreSettings, data=data))
     try:
-        _start(stack, listen, provider, otlp, stopping)
+        front = _Front(listen, provider, provider_key, tls)
+        _start(stack, front, otlp, stopping)
         if stopping.is_set():
             return
+        # Last, so that no start that fails keeps a token that nobody was shown.
+        stack.token = _ensure_token(stack)
         typer.echo(json.dumps(stack.describe()) if as_json else _welcome(stack, has_stand_in=provider is None))
+        if as_json and stack.token is None:
+            typer.echo(f"extproc up: {_SHOWN_BEFORE} {_token_command(stack)}", err=True)
         sys.stdout.flush()
         _watch(stack, stopping)
     finally:
@@ -106,16 +133,44 @@ def run(*, listen: str, provider: str | None, otlp: str | None, data: Path | Non
 
 
 def _prepare(settings: StoreSettings) -> Stack:
+    from extproc.auth.demo import ensure_demo_agent
     from extproc.memory.store import StoreError, open_store, store_url
 
     try:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(settings.data)
         open_store(settings).close()
-        return Stack(lock, settings.data.resolve(), Demo.find_or_make(settings.data), store_url(settings))
+        stack = Stack(lock, settings.data.resolve(), Demo.find_or_make(settings.data), store_url(settings))
+        # Before the auth service starts, which then tells the gate that this org has no limit.
+        _with_database(stack, ensure_demo_agent)
     except OSError as error:
         raise StackError(f"the state directory {settings.data} cannot be used: {error}") from None
     except (DemoError, StoreError) as error:
+        raise StackError(str(error)) from None
+    return stack
+
+
+_Made = TypeVar("_Made")
+
+
+def _with_database(stack: Stack, make: Callable[[Database, str, str], _Made]) -> _Made:
+    """Raises StoreError."""
+    from extproc.memory.database import Database
+
+    database = Database(stack.database)
+    try:
+        return make(database, stack.demo.org_id, stack.demo.agent_id)
+    finally:
+        database.close()
+
+
+def _ensure_token(stack: Stack) -> str | None:
+    from extproc.auth.demo import ensure_demo
+    from extproc.memory.store import StoreError
+
+    try:
+        return _with_database(stack, ensure_demo)
+    except StoreError as error:
         raise StackError(str(error)) from None
 
 
@@ -129,33 +184,79 @@ def _lock(state_dir: Path) -> IO[str]:
     return lock
 
 
-def _start(stack: Stack, listen: str, provider: str | None, otlp: str | None, stopping: threading.Event) -> None:
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """What is asked of Envoy: where it answers, how, and for which provider."""
+
+    listen: str
+    provider: str | None
+    """URL; None: a stand-in."""
+    provider_key: str | None
+    """Variable that holds its key; None: the one that belongs to its host."""
+    tls: bool
+
+
+def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Event) -> None:
     try:
-        gateway = envoy.Address.parse(listen)
+        gateway = envoy.Address.parse(front.listen)
+        provider, secrets_of_envoy = _provider(front)
+        certificate = _certificate(stack, gateway) if front.tls else None
         binary = envoy.find_envoy(os.environ.get("IBEX_ENVOY"))
-        engine, filter_, filter_admin, observer, envoy_admin = (_free_address() for _ in range(5))
+        auth, gate, engine, filter_, filter_admin, observer, envoy_admin = (_free_address() for _ in range(7))
         endpoint = otlp or load(ProcessSettings).otlp_endpoint
         environment = {"IBEX_DATA": str(stack.state_dir)} | ({"IBEX_OTLP_ENDPOINT": endpoint} if endpoint else {})
         _start_broker(stack, stopping)
         _start_traces(stack, stopping)
+        _start_auth(stack, auth, environment, stopping)
+        _start_gate(stack, gate, auth, environment, stopping)
         _start_engine(stack, engine, environment, stopping)
-        _start_filter(stack, filter_, filter_admin, engine, environment, stopping)
+        directives = {"IBEX_REDIS_URL": stack.broker, "IBEX_DIRECTIVE_ADDRESS": str(auth)}
+        _start_filter(stack, filter_, filter_admin, engine, directives | environment, stopping)
         _start_observer(stack, observer, environment, stopping)
-        upstream = _start_provider(stack, provider, stopping)
+        stand_in = None if provider else envoy.Provider.parse(_start_stand_in(stack, stopping))
+        stack.provider = front.provider or stack.provider
         plan = envoy.Plan(
             listen=gateway,
             admin=envoy_admin,
             filters=[filter_],
+            gates=[gate],
             observers=[observer],
-            provider=envoy.Provider.parse(upstream),
+            provider=provider or stand_in,
             any_model=provider is not None,
-            org_id=stack.demo.org_id,
-            agent_id=stack.demo.agent_id,
+            tls=certificate,
             collector=_collector(endpoint),
         )
-        _start_envoy(stack, binary, plan, stopping)
+        _start_envoy(stack, binary, plan, secrets_of_envoy, stopping)
     except (envoy.EnvoyError, valkey.ValkeyError, OSError, ValueError) as error:
         raise StackError(str(error)) from None
+
+
+def _provider(front: _Front) -> tuple[envoy.Provider | None, dict[str, str]]:
+    """The given provider with its key, and the variables that Envoy alone gets.
+
+    Every key that we know of leaves our own environment, so that no other child inherits one.
+    """
+    provider, key = envoy.Provider.parse(front.provider) if front.provider else None, None
+    if provider is not None:
+        key = keys.key_for(provider.address.host, front.provider_key)
+    value = keys.take(os.environ, key.variable) if key else None
+    for variable in {known.variable for known in keys.BY_PROVIDER.values()} | {keys.OTHER_PROVIDER}:
+        os.environ.pop(variable, None)
+    if provider is None or key is None:
+        return None, {}
+    os.environ.pop(key.variable, None)
+    if value is None:
+        typer.echo(f"extproc up: {key.variable} is not set, so {provider.authority} gets no key", err=True)
+        return provider, {}
+    return replace(provider, key=key), {key.variable: value}
+
+
+def _certificate(stack: Stack, gateway: envoy.Address) -> envoy.Certificate:
+    is_everywhere = gateway.host in {"0.0.0.0", "::"}
+    hosts = dict.fromkeys([*certs.LOOPBACK, *([] if is_everywhere else [gateway.host])])
+    pair = certs.make_or_keep(stack.state_dir / "tls", list(hosts))
+    stack.ca_file = pair.authority
+    return envoy.Certificate(pair.chain, pair.key)
 
 
 def _free_address() -> envoy.Address:
@@ -185,6 +286,37 @@ def _private_file(file: Path, text: str) -> Path:
     file.touch(mode=0o600)
     file.write_text(f"{text}\n", encoding="utf-8")
     return file
+
+
+def _start_auth(stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event) -> None:
+    admin = _free_address()
+    command = ["auth", "--listen", str(address), "--admin", str(admin)]
+    child = _start_child(stack, "auth", ["-m", "extproc", *command], {"IBEX_REDIS_URL": stack.broker, **environment})
+    _wait(child, lambda: _get(f"http://{admin}/ready") is not None, stopping)
+
+
+def _start_gate(
+    stack: Stack,
+    address: envoy.Address,
+    auth: envoy.Address,
+    environment: dict[str, str],
+    stopping: threading.Event,
+) -> None:
+    admin = _free_address()
+    command = ["gate", "--listen", str(address), "--admin", str(admin), "--auth", str(auth)]
+    own = {
+        "IBEX_REDIS_URL": stack.broker,
+        "IBEX_AUTH_TIMEOUT_MS": os.environ.get("IBEX_AUTH_TIMEOUT_MS", _AUTH_TIMEOUT_MS),
+    }
+    own |= environment
+    child = _start_child(stack, "gate", ["-m", "extproc", *command], own)
+    stack.gate_admin = f"http://{admin}"
+
+    def has_both() -> bool:
+        ready = _get(f"http://{admin}/ready")
+        return ready is not None and set(json.loads(ready)["dependencies"].values()) == {"ok"}
+
+    _wait(child, has_both, stopping)
 
 
 def _start_observer(
@@ -227,25 +359,24 @@ def _start_filter(
     _wait(child, has_engine, stopping)
 
 
-def _start_provider(stack: Stack, url: str | None, stopping: threading.Event) -> str:
-    """The URL that Envoy sends requests to: a given one, or that of a stand-in that is started here."""
-    if url is None:
-        address = _free_address()
-        child = _start_child(stack, "provider", ["-m", "extproc.stack.provider", "--listen", str(address)], {})
-        url = f"http://{address}"
-        received = f"{url}/received"
-        _wait(child, lambda: _get(received) is not None, stopping)
-    stack.provider = url
-    return url
+def _start_stand_in(stack: Stack, stopping: threading.Event) -> str:
+    """Its URL."""
+    address = _free_address()
+    child = _start_child(stack, "provider", ["-m", "extproc.stack.provider", "--listen", str(address)], {})
+    stack.provider = f"http://{address}"
+    _wait(child, lambda: _get(f"{stack.provider}/received") is not None, stopping)
+    return stack.provider
 
 
-def _start_envoy(stack: Stack, binary: Path, plan: envoy.Plan, stopping: threading.Event) -> None:
+def _start_envoy(
+    stack: Stack, binary: Path, plan: envoy.Plan, environment: dict[str, str], stopping: threading.Event
+) -> None:
     config = envoy.render(envoy.load(envoy.shipped("envoy.yaml")), plan)
     file = envoy.write(config, stack.state_dir / "envoy.rendered.yaml")
-    running = envoy.start(binary, file, plan.admin, state_dir=stack.state_dir)
+    running = envoy.start(binary, file, plan.admin, state_dir=stack.state_dir, environment=environment)
     child = Child("envoy", running.process, running.log_file)
     stack.children.append(child)
-    stack.gateway, stack.envoy_admin = f"http://{plan.listen}", f"http://{plan.admin}"
+    stack.gateway, stack.envoy_admin = f"http{'s' if plan.tls else ''}://{plan.listen}", f"http://{plan.admin}"
     _wait(child, lambda: _get(f"{stack.envoy_admin}/ready") is not None, stopping)
 
 
@@ -288,10 +419,12 @@ def _collector(endpoint: str) -> envoy.Address | None:
 
 
 _CONSEQUENCES = {
+    "auth": "tokens that the gate does not remember are answered 503",
+    "gate": "every request is answered 503",
     "engine": "requests go on without memory",
     "filter": "requests go on without memory",
     "observer": "requests go on, and nothing is written down of them",
-    "valkey": "turns wait in the outbox",
+    "valkey": "turns wait in the outbox, requests are not counted, and each asks the auth service",
     "clickhouse": "traces wait in the outbox",
     "provider": "requests are answered 503",
     "envoy": "nothing is answered any more",
@@ -311,13 +444,31 @@ def _watch(stack: Stack, stopping: threading.Event) -> None:
             )
 
 
-def _welcome(stack: Stack, *, has_stand_in: bool) -> str:
+_SHOWN_BEFORE = "The token was shown at the first start, once. Another one:"
+
+
+def _token_command(stack: Stack) -> str:
+    return f'{_shown_command()} token create "another" --agent {stack.demo.agent_id}{_data_option(stack)}'
+
+
+def _shown_command() -> Path:
+    """`extproc` as the user called it."""
     command = Path(sys.argv[0]) if Path(sys.argv[0]).name == "extproc" else Path("extproc")
-    shown = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    return command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+
+
+def _data_option(stack: Stack) -> str:
     is_default = stack.state_dir == load(StoreSettings).data.resolve()
-    where = "" if is_default else f" --data {stack.state_dir}"
+    return "" if is_default else f" --data {stack.state_dir}"
+
+
+def _welcome(stack: Stack, *, has_stand_in: bool) -> str:
+    shown, where = _shown_command(), _data_option(stack)
     provider = "a stand-in, which answers with what it received" if has_stand_in else stack.provider
-    key = "" if has_stand_in else ' -H "Authorization: Bearer $OPENAI_API_KEY"'
+    token = stack.token or "$IBEX_TOKEN"
+    another = "" if stack.token else f"  {_SHOWN_BEFORE}\n\n  IBEX_TOKEN=$({_token_command(stack)})\n\n"
+    kept = "Keep it: it is shown this once." if stack.token else ""
+    trust = f" --cacert {stack.ca_file}" if stack.ca_file else ""
     received = f"  What reached the provider:  curl {stack.provider}/received\n" if has_stand_in else ""
     return f"""
 Envoy answers at {stack.gateway}; the provider is {provider}.
@@ -326,8 +477,11 @@ In another terminal, add a memory and ask for it:
 
   {shown} memory add "The user's name is Ada."{where}
 
-  curl -i {stack.gateway}/v1/chat/completions{key} -H 'Content-Type: application/json' \\
+{another}  curl -i{trust} {stack.gateway}/v1/chat/completions \\
+    -H "Authorization: Bearer {token}" -H 'Content-Type: application/json' \\
     -d '{{"model":"gpt-4o-mini","messages":[{{"role":"user","content":"What is my name?"}}]}}'
+
+  Any client works with this base URL and this token as its key. {kept}
 
 {received}  Health, metrics:  {stack.admin}/ready  {stack.admin}/metrics  Envoy: {stack.envoy_admin}
   Logs and data:  {stack.state_dir}

@@ -37,6 +37,10 @@ class BrokerUrlError(ValueError):
     """The URL cannot be used. The message shows no part of it: any part may belong to a password."""
 
 
+class _Refusal(Exception):
+    """Why, in words that show no part of the URL."""
+
+
 class Mode(Enum):
     SERVER = auto()
     SOCKET = auto()
@@ -73,8 +77,17 @@ class Broker:
     """redis-py's `ssl_` arguments; None: no TLS."""
 
     @classmethod
-    def parse(cls, url: str) -> Broker:
-        """Raises BrokerUrlError."""
+    def parse(cls, url: str, variable: str = "IBEX_BROKER_URL") -> Broker:
+        """Raises BrokerUrlError, which names the setting that the URL stands in."""
+        try:
+            return cls._parse(url)
+        except _Refusal as refusal:
+            hint = "in a user or password, percent-encode what is neither a letter nor a digit"
+            raise BrokerUrlError(f"{variable} cannot be used: {refusal}; {hint}") from None
+
+    @classmethod
+    def _parse(cls, url: str) -> Broker:
+        """Raises _Refusal."""
         scheme, _, rest = url.partition("://")
         if "://" not in url or scheme.lower() not in _SCHEMES:
             _refuse(f"it must begin with one of {', '.join(f'{name}://' for name in _SCHEMES)}")
@@ -116,8 +129,7 @@ class Broker:
 
 
 def _refuse(reason: str) -> NoReturn:
-    hint = "in a user or password, percent-encode what is neither a letter nor a digit"
-    raise BrokerUrlError(f"IBEX_BROKER_URL cannot be used: {reason}; {hint}") from None
+    raise _Refusal(reason) from None
 
 
 def _credentials(user: str) -> tuple[str | None, str | None]:

@@ -1,5 +1,8 @@
 """A real Envoy between a client and the stand-in provider, on free ports, with a context filter that the test controls.
 
+`envoy.yaml` has a real gate, which lets one token pass (`http_side.TOKEN`, of ORG and AGENT); a gateway's client sends
+it with every request.
+
 `ENVOY_VERSION` picks the Envoy (`make setup-envoys` installs them), `IBEX_ENVOY` a binary.
 """
 
@@ -22,10 +25,18 @@ import pytest
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address
+from tests.integration.http_side import AUTHORIZED
 from tests.integration.processor import Processor, serve
 
 ORG = "0b0e7a52-6c1c-4b3e-9f0e-5d0c2a1b3c4d"
 AGENT = "7f6d5c4b-3a29-4817-a6f5-e4d3c2b1a090"
+DROPIN_IDENTITY = [
+    "env",
+    "IBEX_IDENTITY_ORG=metadata:ibex.identity/org_id",
+    "IBEX_IDENTITY_AGENT=header:x-ibex-agent-id,metadata:ibex.identity/agent_id",
+    "IBEX_IDENTITY_USER=header:x-ibex-user-id",
+]
+"""The beginning of a command whose process stands beside dropin.yaml, as it says there under A."""
 File = Literal["envoy.yaml", "dropin.yaml"]
 Change = Callable[[envoy.Node], None]
 
@@ -78,6 +89,7 @@ class Gateway:
     admin: Address
     envoy: envoy.Envoy
     client: httpx2.Client
+    """Sends the token."""
 
     def post(self, path: str, **arguments: Any) -> httpx2.Response:
         return self.client.post(path, **arguments)
@@ -177,6 +189,15 @@ def processor(processor_server: Processor) -> Processor:
     return processor_server
 
 
+@pytest.fixture(scope="session")
+def gate_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """A gate in a process of its own, without a limit."""
+    from tests.integration.gate.gate_side import open_gate
+
+    with open_gate(tmp_path_factory.mktemp("gate")) as address:
+        yield address
+
+
 @contextmanager
 def started(
     binary: Path,
@@ -186,27 +207,38 @@ def started(
     provider: Address | envoy.Provider,
     change: Change | None = None,
     collector: Address | None = None,
+    gate: Address | None = None,
 ) -> Iterator[Gateway]:
+    """`gate`: of envoy.yaml, which answers 503 without one."""
     plan = envoy.Plan(
         listen=Address("127.0.0.1", envoy.free_port()),
         admin=Address("127.0.0.1", envoy.free_port()),
         filters=filters,
+        gates=[gate] if gate is not None else [],
         provider=provider if isinstance(provider, envoy.Provider) else envoy.Provider(provider),
-        org_id=ORG,
-        agent_id=AGENT,
+        org_id=ORG if file == "dropin.yaml" else None,
+        agent_id=AGENT if file == "dropin.yaml" else None,
         collector=collector,
     )
     config = envoy.render(envoy.load(envoy.shipped(file)), plan)
+    if gate is not None:
+        trust_gate(config)
     if change is not None:
         change(config)
     process = envoy.start(binary, envoy.write(config, directory / "envoy.yaml"), plan.admin, state_dir=directory)
     try:
         process.wait_ready()
         url = f"http://{plan.listen}"
-        with httpx2.Client(base_url=url, timeout=20) as client:
+        with httpx2.Client(base_url=url, timeout=20, headers=AUTHORIZED) as client:
             yield Gateway(url, plan.listen, plan.admin, process, client)
     finally:
         process.stop()
+
+
+def trust_gate(config: envoy.Node) -> None:
+    """On a busy machine a healthy gate may miss 300 ms, or health checks; what happens then is tested in gate/."""
+    envoy._http_filter(config, "ibex.gate")["typed_config"]["grpc_service"]["timeout"] = "5s"
+    envoy._cluster(config, envoy.GATE_CLUSTER)["health_checks"][0]["unhealthy_threshold"] = 100
 
 
 def patient(config: envoy.Node) -> None:
@@ -222,11 +254,12 @@ def shared_gateway(
     envoy_binary: Path,
     provider_process: StandIn,
     processor_address: Address,
+    gate_address: Address,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("gateway")
-    address = provider_process.address
-    with started(envoy_binary, "envoy.yaml", directory, [processor_address], address, patient) as gateway:
+    address, filters = provider_process.address, [processor_address]
+    with started(envoy_binary, "envoy.yaml", directory, filters, address, patient, gate=gate_address) as gateway:
         yield gateway
 
 
@@ -265,10 +298,11 @@ def either(request: pytest.FixtureRequest) -> Gateway:
 
 @pytest.fixture(scope="session")
 def unserved_gateway(
-    envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
+    envoy_binary: Path, provider_process: StandIn, gate_address: Address, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
     """envoy.yaml with nothing where the filter should be."""
     nobody = Address("127.0.0.1", envoy.free_port())
     directory = tmp_path_factory.mktemp("unserved")
-    with started(envoy_binary, "envoy.yaml", directory, [nobody], provider_process.address) as gateway:
+    address = provider_process.address
+    with started(envoy_binary, "envoy.yaml", directory, [nobody], address, gate=gate_address) as gateway:
         yield gateway

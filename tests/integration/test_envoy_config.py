@@ -14,16 +14,19 @@ import httpx2
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
+from extproc.names import GATE_METADATA
 from extproc.stack import envoy as stack
 from extproc.stack.envoy import Address
 from tests.integration.conftest import AGENT, ORG, Gateway, StandIn, started
 from tests.integration.http_side import (
+    AUTHORIZED,
     CONTEXT_HEADERS,
     HEALTHY,
     JSON,
     LIMIT,
     MIB,
     NOT_ASKED,
+    TOKEN,
     UUID,
     check_envelope,
     context,
@@ -45,6 +48,11 @@ FORGED_HEADERS = {
         *("memories-injected", "context-tokens", "context-fallback", "auth-cached"),
     )
 }
+
+
+def ibex_headers(response: httpx2.Response) -> set[str]:
+    """Without the gate's own, which is there as soon as it knows the token."""
+    return {name for name in response.headers if name.startswith("x-ibex")} - {"x-ibex-auth-cached"}
 
 
 class TestFiles:
@@ -91,10 +99,7 @@ class TestHeaders:
         response = either.chat(headers=[("x-standin-response-header", text) for text in theirs])
         assert context(response) == HEALTHY
         assert response.headers["x-fine"] == "1"
-        assert {name for name in response.headers if name.startswith("x-ibex")} == {
-            *CONTEXT_HEADERS,
-            "x-ibex-session-id",
-        }
+        assert ibex_headers(response) == {*CONTEXT_HEADERS, "x-ibex-session-id"}
 
     def test_no_x_ibex_header_of_the_provider_reaches_the_client_without_the_filter(
         self, unserved_gateway: Gateway, provider: StandIn
@@ -102,12 +107,51 @@ class TestHeaders:
         theirs = ["x-ibex-memories-injected: 99", "x-ibex-session-id: theirs", "x-ibex-evil: 1"]
         response = unserved_gateway.chat(headers=[("x-standin-response-header", text) for text in theirs])
         assert context(response) == NOT_ASKED
-        assert {name for name in response.headers if name.startswith("x-ibex")} == set(CONTEXT_HEADERS)
+        assert ibex_headers(response) == set(CONTEXT_HEADERS)
 
-    def test_the_filter_gets_the_identity_as_metadata(self, either: Gateway, processor: Processor) -> None:
-        either.chat()
+    def test_the_filter_gets_the_identity_as_metadata(self, dropin: Gateway, processor: Processor) -> None:
+        dropin.chat()
         metadata = processor.streams[-1].messages[0].metadata_context.filter_metadata
         assert dict(metadata["ibex.identity"]) == {"org_id": ORG, "agent_id": AGENT}
+
+    def test_the_filter_gets_the_identity_that_the_gate_found(self, gateway: Gateway, processor: Processor) -> None:
+        gateway.chat(headers={"x-ibex-user-id": "u1"})
+        found = dict(processor.streams[-1].messages[0].metadata_context.filter_metadata[GATE_METADATA])
+        assert (found["org_id"], found["agent_id"], found["user_id"]) == (ORG, AGENT, "u1")
+
+    @pytest.mark.parametrize("name", ["x_ibex_user_id", "x_api_key", "api_key"])
+    def test_a_name_with_underscores_reaches_nobody(
+        self, gateway: Gateway, processor: Processor, provider: StandIn, name: str
+    ) -> None:
+        assert gateway.chat(headers={name: "forged"}).status_code == 200
+        assert processor.streams[-1].header(name) is None
+        assert name not in provider.last().names
+
+    @pytest.mark.parametrize("name", ["authorization", "x-api-key", "x-goog-api-key", "api-key"])
+    def test_no_credential_goes_past_the_gate(
+        self, gateway: Gateway, processor: Processor, provider: StandIn, name: str
+    ) -> None:
+        carriers = {"authorization": "", name: f"Bearer {TOKEN}", "cookie": TOKEN, "proxy-authorization": TOKEN}
+        assert gateway.chat(headers=carriers).status_code == 200
+        assert TOKEN not in str(provider.last())
+        assert TOKEN not in str([message for one in processor.streams for message in one.messages])
+
+    @pytest.mark.parametrize("query", ["key={}", "a=b&api_key={}&c=d", "k%65y={}", "anything={}"])
+    def test_a_token_in_the_query_is_none_and_goes_nowhere(
+        self, gateway: Gateway, processor: Processor, provider: StandIn, query: str
+    ) -> None:
+        path = f"/v1/chat/completions?{query.format(TOKEN)}"
+        body = {"model": "gpt-4o", "messages": []}
+        check_envelope(gateway.post(path, json=body, headers={"authorization": ""}), 401, "MISSING_TOKEN")
+        assert provider.received() == []
+        assert gateway.post(path, json=body).status_code == 200
+        assert TOKEN not in str(provider.last())
+        assert TOKEN not in str([message for one in processor.streams for message in one.messages])
+
+    @pytest.mark.parametrize("query", ["a=b%2Fc&d&e=f+g", "monkey=1&keys=2", "b=2&a=%26key%3D1"])
+    def test_any_other_query_keeps_its_bytes(self, gateway: Gateway, provider: StandIn, query: str) -> None:
+        gateway.post(f"/v1/chat/completions?{query}", json={"model": "gpt-4o", "messages": []})
+        assert provider.last().path == f"/v1/chat/completions?{query}"
 
     def test_the_filter_may_change_its_own_headers_only(self, either: Gateway, processor: Processor) -> None:
         def answer(message: pb.ProcessingRequest) -> pb.ProcessingResponse:
@@ -157,16 +201,15 @@ class TestRequestId:
 class TestBodies:
     @pytest.fixture
     def patient_gateway(
-        self, envoy_binary: Path, processor_address: Address, provider: StandIn, tmp_path: Path
+        self, envoy_binary: Path, processor_address: Address, gate_address: Address, provider: StandIn, tmp_path: Path
     ) -> Iterator[Gateway]:
         """It waits for the filter for as long as 10 MiB take there and back on a busy machine."""
 
         def wait_longer(config: stack.Node) -> None:
             stack._http_filter(config, "ibex.context")["typed_config"]["message_timeout"] = "10s"
 
-        with started(
-            envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider.address, wait_longer
-        ) as gateway:
+        filters, where = [processor_address], provider.address
+        with started(envoy_binary, "envoy.yaml", tmp_path, filters, where, wait_longer, gate=gate_address) as gateway:
             yield gateway
 
     def test_the_filter_changes_the_body(self, either: Gateway, processor: Processor, provider: StandIn) -> None:
@@ -186,14 +229,14 @@ class TestBodies:
         self, either: Gateway, provider: StandIn, processor: Processor, http2: bool
     ) -> None:
         body = padded(LIMIT - 1)
-        with httpx2.Client(base_url=either.url, http1=not http2, http2=http2, timeout=30) as client:
+        with httpx2.Client(base_url=either.url, http1=not http2, http2=http2, timeout=30, headers=AUTHORIZED) as client:
             response = client.post("/v1/chat/completions", content=body, headers=JSON)
         assert response.status_code == 200
         assert provider.last().body == body
 
     @pytest.mark.parametrize("http2", [False, True])
     def test_a_body_over_the_limit_is_a_413(self, either: Gateway, provider: StandIn, http2: bool) -> None:
-        with httpx2.Client(base_url=either.url, http1=not http2, http2=http2, timeout=30) as client:
+        with httpx2.Client(base_url=either.url, http1=not http2, http2=http2, timeout=30, headers=AUTHORIZED) as client:
             response = client.post("/v1/chat/completions", content=padded(LIMIT + 4096), headers=JSON)
         assert response.status_code == 413
         context(response)
@@ -218,6 +261,26 @@ class TestBodies:
         response = patient_gateway.post("/v1/chat/completions", content=padded(LIMIT - 5000), headers=JSON)
         assert response.status_code == status
         assert [request.body == changed for request in provider.received()] == ([True] if status == 200 else [])
+
+    @pytest.mark.parametrize("over", [1, 4096, 64 * 1024, MIB, 5 * MIB, 20 * MIB])
+    @pytest.mark.parametrize("headers", [JSON, {}])
+    def test_a_body_that_arrives_while_the_gate_is_asked_is_measured_too(
+        self, gateway: Gateway, provider: StandIn, headers: dict[str, str], over: int
+    ) -> None:
+        """Without the filter `body` a fast client is never read on, and waits for minutes."""
+        for _ in range(5):
+            response = gateway.post("/v1/chat/completions", content=padded(LIMIT + over), headers=headers)
+            check_envelope(response, 413, "PAYLOAD_TOO_LARGE")
+        assert provider.received() == []
+
+    @pytest.mark.parametrize("headers", [JSON, {}])
+    def test_so_is_one_without_a_length(self, gateway: Gateway, headers: dict[str, str]) -> None:
+        def pieces() -> Iterator[bytes]:
+            yield padded(LIMIT + MIB)
+
+        for _ in range(5):
+            response = gateway.post("/v1/chat/completions", content=pieces(), headers=headers)
+            check_envelope(response, 413, "PAYLOAD_TOO_LARGE")
 
     def test_an_upload_may_be_larger_than_the_limit(self, gateway: Gateway, provider: StandIn) -> None:
         body = b"x" * (LIMIT + MIB)

@@ -20,6 +20,7 @@ from extproc.stack import envoy as stack
 from extproc.stack.envoy import Address
 from tests.integration.conftest import Change, Gateway, StandIn, running, started
 from tests.integration.http_side import (
+    AUTHORIZED,
     CONTEXT_HEADERS,
     HEALTHY,
     JSON,
@@ -37,11 +38,14 @@ GatewayTo = Callable[..., AbstractContextManager[Gateway]]
 
 
 @pytest.fixture
-def gateway_to(envoy_binary: Path, processor: Processor, processor_address: Address, tmp_path: Path) -> GatewayTo:
+def gateway_to(
+    envoy_binary: Path, processor: Processor, processor_address: Address, gate_address: Address, tmp_path: Path
+) -> GatewayTo:
     """envoy.yaml with another provider, or a change."""
 
     def start(provider: Address, change: Change | None = None) -> AbstractContextManager[Gateway]:
-        return started(envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider, change)
+        filters = [processor_address]
+        return started(envoy_binary, "envoy.yaml", tmp_path, filters, provider, change, gate=gate_address)
 
     return start
 
@@ -79,7 +83,7 @@ class TestErrors:
     def test_another_spelling_of_a_chat_path_is_a_chat_path(
         self, gateway: Gateway, processor: Processor, path: str
     ) -> None:
-        status, _, _ = raw(gateway.address, request_bytes("POST", path, JSON, b'{"model":"gpt-4o"}'))
+        status, _, _ = raw(gateway.address, request_bytes("POST", path, JSON | AUTHORIZED, b'{"model":"gpt-4o"}'))
         assert status == 200
         assert "request_body" in processor.streams[-1].kinds
 
@@ -168,13 +172,15 @@ class TestFilterIsBroken:
         assert response.status_code == 200
         assert context(response) == NOT_ASKED
 
-    def test_frozen_and_awake_again(self, envoy_binary: Path, provider: StandIn, tmp_path: Path) -> None:
+    def test_frozen_and_awake_again(
+        self, envoy_binary: Path, gate_address: Address, provider: StandIn, tmp_path: Path
+    ) -> None:
         """Each request waits for message_timeout once and goes on; an awake filter is asked again."""
         address = Address("127.0.0.1", stack.free_port())
         command = [sys.executable, "-m", "tests.integration.processor", str(address)]
         with (
             running(command, lambda: is_listening(address), cwd=ROOT) as process,
-            started(envoy_binary, "envoy.yaml", tmp_path, [address], provider.address) as gateway,
+            started(envoy_binary, "envoy.yaml", tmp_path, [address], provider.address, gate=gate_address) as gateway,
         ):
             assert eventually(lambda: context(gateway.chat()) == HEALTHY)
             os.kill(process.pid, signal.SIGSTOP)

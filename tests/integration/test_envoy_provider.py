@@ -65,10 +65,15 @@ def received_path(provider: TlsStandIn) -> tuple[str, str]:
 class TestTls:
     @pytest.fixture
     def gateway_to(
-        self, envoy_binary: Path, processor: Processor, processor_address: Address, tmp_path: Path
+        self,
+        envoy_binary: Path,
+        processor: Processor,
+        processor_address: Address,
+        gate_address: Address,
+        tmp_path: Path,
     ) -> GatewayTo:
         def start(provider: Provider) -> AbstractContextManager[Gateway]:
-            return started(envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider)
+            return started(envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider, gate=gate_address)
 
         return start
 
@@ -107,12 +112,16 @@ def test_plain_http_by_name(
 
 
 def test_one_provider_for_every_model(
-    envoy_binary: Path, processor: Processor, processor_address: Address, provider: StandIn, tmp_path: Path
+    envoy_binary: Path,
+    processor: Processor,
+    processor_address: Address,
+    gate_address: Address,
+    provider: StandIn,
+    tmp_path: Path,
 ) -> None:
     """As `extproc up --provider` has it: whether there is such a model is the provider's to say."""
-    with started(
-        envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider.address, stack.route_any_model
-    ) as gateway:
+    filters, change = [processor_address], stack.route_any_model
+    with started(envoy_binary, "envoy.yaml", tmp_path, filters, provider.address, change, gate=gate_address) as gateway:
         response = gateway.post("/v1/chat/completions", json={"model": "llama3", "messages": []})
         assert (response.status_code, response.json()["model"]) == (200, "llama3")
         assert context(response) == HEALTHY

@@ -13,7 +13,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from extproc.stack import envoy as stack
 from extproc.stack.envoy import Address
 from tests.integration.conftest import Gateway, StandIn, started
-from tests.integration.http_side import HEALTHY, context
+from tests.integration.http_side import AUTHORIZED, HEALTHY, TOKEN, check_envelope, context
 from tests.integration.otlp import Receiver, receive_spans
 from tests.integration.processor import Processor, default_answer
 
@@ -55,12 +55,22 @@ class TestAccessLog:
         response = gateway.post(
             "/v1/chat/completions?key=s3cret-query",
             json={"model": "gpt-4o", "messages": [{"role": "user", "content": "s3cret-body"}]},
-            headers={"authorization": "Bearer s3cret-token", "x-api-key": "s3cret-key", "cookie": "s3cret-cookie"},
+            headers={"x-api-key": TOKEN, "proxy-authorization": "s3cret-token", "cookie": "s3cret-cookie"},
         )
+        assert response.status_code == 200
         entry = gateway.access_log(response.headers["x-request-id"])
         assert entry["path"] == "/v1/chat/completions"
+        assert TOKEN not in gateway.envoy.access_log_file.read_text() + gateway.envoy.log_file.read_text()
         assert "s3cret" not in gateway.envoy.access_log_file.read_text()
         assert "s3cret" not in gateway.envoy.log_file.read_text()
+
+    def test_says_what_the_gate_said(self, gateway: Gateway) -> None:
+        entry = gateway.access_log(gateway.chat().headers["x-request-id"])
+        assert (entry["gate"], entry["gate_code"]) == ("allowed", None)
+        refused = gateway.chat(headers={"authorization": ""})
+        check_envelope(refused, 401, "MISSING_TOKEN")
+        entry = gateway.access_log(refused.headers["x-request-id"])
+        assert (entry["gate"], entry["gate_code"]) == ("denied", "MISSING_TOKEN")
 
     def test_a_long_path_is_cut(self, gateway: Gateway) -> None:
         response = gateway.client.get("/v1/" + "x" * 20_000)
@@ -75,7 +85,7 @@ def test_counters_carry_the_filters_name(gateway: Gateway) -> None:
 
 class TestHttp2:
     def test_a_client_may_speak_http_2(self, either: Gateway, provider: StandIn) -> None:
-        with httpx2.Client(base_url=either.url, http1=False, http2=True, timeout=10) as client:
+        with httpx2.Client(base_url=either.url, http1=False, http2=True, timeout=10, headers=AUTHORIZED) as client:
             body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "over HTTP/2"}]}
             response = client.post("/v1/chat/completions", json=body)
         assert response.http_version == "HTTP/2"
@@ -83,7 +93,7 @@ class TestHttp2:
         assert "over HTTP/2" in response.text
 
     def test_an_error_is_the_same(self, gateway: Gateway) -> None:
-        with httpx2.Client(base_url=gateway.url, http1=False, http2=True, timeout=10) as client:
+        with httpx2.Client(base_url=gateway.url, http1=False, http2=True, timeout=10, headers=AUTHORIZED) as client:
             response = client.post("/v1/chat/completions", json={"model": "nobody"})
         assert response.json()["error"]["code"] == "PROVIDER_NOT_CONFIGURED"
         context(response)
@@ -101,13 +111,15 @@ class TestTracing:
         envoy_binary: Path,
         processor: Processor,
         processor_address: Address,
+        gate_address: Address,
         provider: StandIn,
         spans: Receiver,
         tmp_path: Path,
     ) -> None:
         address = Address.parse(spans.url.removeprefix("http://"))
+        filters, where = [processor_address], provider.address
         with started(
-            envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider.address, collector=address
+            envoy_binary, "envoy.yaml", tmp_path, filters, where, collector=address, gate=gate_address
         ) as gateway:
             url = "/v1/chat/completions?key=s3cret-key"
             body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
@@ -128,7 +140,13 @@ class TestTracing:
         assert not any(b"hello" in export or b"s3cret" in export for export in spans.raw)
 
     def test_an_absent_collector_costs_nothing(
-        self, envoy_binary: Path, processor: Processor, processor_address: Address, provider: StandIn, tmp_path: Path
+        self,
+        envoy_binary: Path,
+        processor: Processor,
+        processor_address: Address,
+        gate_address: Address,
+        provider: StandIn,
+        tmp_path: Path,
     ) -> None:
         """As shipped: over gRPC."""
         nobody = Address("127.0.0.1", stack.free_port())
@@ -140,8 +158,9 @@ class TestTracing:
             ours["tracing"] = theirs["tracing"]
             config["static_resources"]["clusters"].append(stack._cluster(shipped, stack.COLLECTOR_CLUSTER))
 
+        filters, where = [processor_address], provider.address
         with started(
-            envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider.address, trace_as_shipped
+            envoy_binary, "envoy.yaml", tmp_path, filters, where, trace_as_shipped, gate=gate_address
         ) as gateway:
             healthy = sum(context(gateway.chat()) == HEALTHY for _ in range(50))
             assert healthy >= 45, "a busy machine may cost a few of them message_timeout, an absent collector none"

@@ -14,7 +14,7 @@ import pytest
 
 from extproc.stack.envoy import Address
 from tests.integration.conftest import Gateway, StandIn, started
-from tests.integration.gate.gate_side import GateProcess, ScriptedAuth, gate_process, with_gate
+from tests.integration.gate.gate_side import GateProcess, ScriptedAuth, gate_process, with_limits
 from tests.integration.turns import valkey_side
 from tests.integration.turns.valkey_side import Server, eventually
 
@@ -61,7 +61,12 @@ def open_door(
 ) -> Opener:
     @contextmanager
     def opened(
-        directory: Path, *, timeout_s: float = 5.0, collector: Address | None = None, **settings: str
+        directory: Path,
+        *,
+        timeout_s: float = 5.0,
+        unhealthy_after: int = 100,
+        collector: Address | None = None,
+        **settings: str,
     ) -> Iterator[Door]:
         with ExitStack() as stack:
             redis = stack.enter_context(valkey_side.valkey(directory / "valkey", "--appendfsync", "no"))
@@ -69,11 +74,12 @@ def open_door(
             stack.callback(auth.stop)
             auth.start()
             gate = stack.enter_context(gate_process(directory / "gate", auth, redis.url, **settings))
-            change = with_gate(gate.address, timeout_s)
-            where = provider_process.address
+            change, where = with_limits(timeout_s, unhealthy_after), provider_process.address
+            filters = [processor_address]
             gateway = stack.enter_context(
-                started(envoy_binary, "envoy.yaml", directory, [processor_address], where, change, collector)
+                started(envoy_binary, "envoy.yaml", directory, filters, where, change, collector, gate.address)
             )
+            del gateway.client.headers["authorization"]
             eventually(lambda: gate.metric("ibex_gate_revocation_channel_alive") == 1)
             yield Door(gateway, gate, auth, redis, provider_process)
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,10 +24,12 @@ from redis import Redis
 from extproc.stack import envoy
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address
+from tests.integration.conftest import AGENT, ORG
+from tests.integration.http_side import TOKEN
+from tests.integration.turns.valkey_side import eventually, valkey
 
 CHAT = 196609
 READ_ONLY = 1 << 0 | 1 << 17
-GATE_CLUSTER = "extproc_gate"
 GATE_FILTER = "ibex.gate"
 NAMESPACE = "envoy.filters.http.ext_authz"
 
@@ -228,108 +230,29 @@ def gate_process(directory: Path, auth: ScriptedAuth, redis_url: str, **settings
         gate.kill()
 
 
-def gate_filter(timeout_s: float) -> envoy.Node:
-    """The HTTP filter as the full gateway has it, in place of `identity`."""
-    names = ("authorization", "x-api-key", "x-goog-api-key", "api-key", "x-ibex-agent-id", "x-ibex-user-id")
-    return {
-        "name": GATE_FILTER,
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
-            "stat_prefix": "gate",
-            "transport_api_version": "V3",
-            "failure_mode_allow": False,
-            "status_on_error": {"code": "ServiceUnavailable"},
-            "validate_mutations": True,
-            "encode_raw_headers": True,
-            "allowed_headers": {
-                "patterns": [{"exact": name, "ignore_case": True} for name in (*names, "x-request-id", "traceparent")]
-            },
-            "grpc_service": {"envoy_grpc": {"cluster_name": GATE_CLUSTER}, "timeout": f"{timeout_s}s"},
-        },
-    }
+@contextmanager
+def open_gate(directory: Path) -> Iterator[Address]:
+    """One that lets `http_side.TOKEN` pass, as ORG and AGENT, as often as it comes."""
+    auth = ScriptedAuth()
+    auth.tokens[TOKEN] = Token(ORG, agent_id=AGENT)
+    auth.agents[AGENT] = (ORG, "active")
+    with ExitStack() as stack:
+        redis = stack.enter_context(valkey(directory / "valkey", "--appendfsync", "no"))
+        stack.callback(auth.stop)
+        auth.start()
+        settings = {"rate_limit_rpm": "0", "token_cache_s": "300", "agent_cache_s": "5"}
+        gate = stack.enter_context(gate_process(directory / "gate", auth, redis.url, **settings))
+        eventually(lambda: gate.metric("ibex_gate_revocation_channel_alive") == 1)
+        yield gate.address
 
 
-def gate_cluster(address: Address) -> envoy.Node:
-    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    return {
-        "name": GATE_CLUSTER,
-        "type": "STATIC",
-        "connect_timeout": "0.05s",
-        "lb_policy": "LEAST_REQUEST",
-        "circuit_breakers": {
-            "thresholds": [{"max_connections": 100000, "max_pending_requests": 100000, "max_requests": 100000}]
-        },
-        "typed_extension_protocol_options": {
-            options: {
-                "@type": f"type.googleapis.com/{options}",
-                "explicit_http_config": {
-                    "http2_protocol_options": {"connection_keepalive": {"interval": "1s", "timeout": "1s"}}
-                },
-            }
-        },
-        "load_assignment": {
-            "cluster_name": GATE_CLUSTER,
-            "endpoints": [
-                {
-                    "lb_endpoints": [
-                        {
-                            "endpoint": {
-                                "address": {"socket_address": {"address": address.host, "port_value": address.port}}
-                            }
-                        }
-                    ]
-                }
-            ],
-        },
-    }
-
-
-def local_replies(reply_headers: Any) -> list[envoy.Node]:
-    """First of the mappers: the gate's own envelope as it is, and one for when the gate does not answer."""
-    degraded = {
-        "code": "SERVICE_DEGRADED",
-        "message": "The request cannot be authorised at the moment. Try again shortly.",
-        "request_id": "%REQ(X-REQUEST-ID)%",
-        "timestamp": "%START_TIME%",
-    }
-    decision = {
-        "filter": NAMESPACE,
-        "path": [{"key": "decision"}],
-        "value": {"string_match": {"exact": "denied"}},
-    }
-    is_gate = {"response_flag_filter": {"flags": ["UAEX"]}}
-    said = {"metadata_filter": {"matcher": decision, "match_if_key_not_found": False}}
-    return [
-        {
-            "filter": {"and_filter": {"filters": [is_gate, said]}},
-            "headers_to_add": reply_headers,
-            "body_format_override": {
-                "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
-                "content_type": "application/json",
-            },
-        },
-        {
-            "filter": is_gate,
-            "headers_to_add": [
-                *reply_headers,
-                {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD", "header": {"key": "retry-after", "value": "1"}},
-            ],
-            "body_format_override": {"json_format": {"error": degraded}},
-        },
-    ]
-
-
-def with_gate(address: Address, timeout_s: float = 5.0) -> Callable[[envoy.Node], None]:
-    """Put the gate into the rendered envoy.yaml. `timeout_s`: shipped 0.3; here machines are busy."""
+def with_limits(timeout_s: float, unhealthy_after: int) -> Callable[[envoy.Node], None]:
+    """The access log shows all that the gate says. Shipped are 0.3 s and 2 health checks; here machines are busy."""
 
     def change(config: envoy.Node) -> None:
+        envoy._cluster(config, envoy.GATE_CLUSTER)["health_checks"][0]["unhealthy_threshold"] = unhealthy_after
+        envoy._http_filter(config, GATE_FILTER)["typed_config"]["grpc_service"]["timeout"] = f"{timeout_s}s"
         [manager] = envoy._http_managers(config)
-        filters = manager["http_filters"]
-        at = next(index for index, entry in enumerate(filters) if entry["name"] == envoy.IDENTITY_FILTER)
-        filters[at] = gate_filter(timeout_s)
-        config["static_resources"]["clusters"].append(gate_cluster(address))
-        mappers = manager["local_reply_config"]["mappers"]
-        mappers[:0] = local_replies(mappers[0]["headers_to_add"])
         log = manager["access_log"][0]["typed_config"]["log_format"]["json_format"]
         log["gate"] = f"%DYNAMIC_METADATA({NAMESPACE})%"
 

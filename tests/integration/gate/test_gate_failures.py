@@ -194,6 +194,24 @@ def test_a_gate_that_is_gone_is_a_clean_503_and_the_provider_sees_nothing(
         eventually(lambda: caller.chat().status_code == 200)
 
 
+def test_a_frozen_gate_is_found_and_then_a_503_waits_for_nothing(
+    open_door: Opener, tmp_path: Path, provider: StandIn
+) -> None:
+    """With the health check as shipped; several gates would be left with those that answer."""
+    with open_door(tmp_path, timeout_s=5.0, unhealthy_after=2, watchdog_s="0") as door:
+        caller = door.caller()
+        eventually(lambda: caller.chat().status_code == 200)
+        provider.clear()
+        door.gate.signal(signal.SIGSTOP)
+        eventually(lambda: door.gateway.stat("cluster.extproc_gate.membership_healthy") == 0)
+        started = time.monotonic()
+        check_denied(caller.chat(), 503, "SERVICE_DEGRADED")
+        assert time.monotonic() - started < 5.0, "the answer that nobody gives was not waited for"
+        assert provider.received() == []
+        door.gate.signal(signal.SIGCONT)
+        eventually(lambda: caller.chat().status_code == 200)
+
+
 def test_a_gate_that_stood_still_does_not_serve_what_was_revoked_meanwhile(own: Door) -> None:
     caller = own.caller()
     caller.chat()

@@ -11,10 +11,10 @@ import pytest
 from redis import Redis
 
 from extproc.gate.limiter import RateLimiter
-from extproc.gate.redis_link import LinkProblem, RedisLink
 from extproc.gate.revocations import RevocationChannel
 from extproc.gate.token_cache import TokenCache
 from extproc.gate.verdict import Claims, Quota
+from extproc.redis.link import LinkProblem, RedisLink
 from extproc.turns.broker import Broker
 from tests.integration.turns.valkey_side import valkey, watched
 

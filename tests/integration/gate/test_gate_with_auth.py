@@ -20,7 +20,7 @@ from extproc.stack import envoy
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address
 from tests.integration.conftest import Gateway, StandIn, answers, started
-from tests.integration.gate.gate_side import GateProcess, with_gate
+from tests.integration.gate.gate_side import GateProcess
 from tests.integration.turns import valkey_side
 from tests.integration.turns.valkey_side import eventually
 
@@ -83,10 +83,9 @@ def front(
         gate.start()
         eventually(lambda: gate.metric("ibex_gate_revocation_channel_alive") == 1)
         gateway = stack.enter_context(
-            started(
-                envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider.address, with_gate(address, 5.0)
-            )
+            started(envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider.address, gate=address)
         )
+        del gateway.client.headers["authorization"]
         yield Front(gateway, environment)
 
 

@@ -19,7 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address
-from tests.integration.conftest import AGENT, ORG, File, Gateway, patient, running
+from tests.integration.conftest import AGENT, DROPIN_IDENTITY, ORG, File, Gateway, patient, running, trust_gate
+from tests.integration.http_side import AUTHORIZED
 from tests.integration.observe.transcript_provider import Provider, Script, provide
 from tests.integration.processor import Processor
 
@@ -77,30 +78,40 @@ def is_serving(address: Address) -> bool:
 
 @contextmanager
 def watched(
-    binary: Path, file: File, directory: Path, filters: list[Address], provider: Provider, change: Any = None
+    binary: Path,
+    file: File,
+    directory: Path,
+    filters: list[Address],
+    provider: Provider,
+    change: Any = None,
+    gate: Address | None = None,
 ) -> Iterator[Watched]:
     observer = Address("127.0.0.1", envoy.free_port())
     turns = directory / "turns.jsonl"
-    command = [sys.executable, "-m", "tests.integration.observe.observer_side", str(observer), str(turns)]
+    command = [] if gate is not None else [*DROPIN_IDENTITY]
+    command += [sys.executable, "-m", "tests.integration.observe.observer_side", str(observer), str(turns)]
     with running(command, lambda: is_serving(observer), cwd=Path(__file__).parents[3]) as process:
         plan = envoy.Plan(
             listen=Address("127.0.0.1", envoy.free_port()),
             admin=Address("127.0.0.1", envoy.free_port()),
             filters=filters,
             observers=[observer],
+            gates=[gate] if gate is not None else [],
             provider=envoy.Provider(provider.address),
-            org_id=ORG,
-            agent_id=AGENT,
+            org_id=ORG if gate is None else None,
+            agent_id=AGENT if gate is None else None,
         )
         config = envoy.render(envoy.load(envoy.shipped(file)), plan)
         patient(config)
+        if gate is not None:
+            trust_gate(config)
         if change is not None:
             change(config)
         proxy = envoy.start(binary, envoy.write(config, directory / "envoy.yaml"), plan.admin, state_dir=directory)
         try:
             proxy.wait_ready()
             url = f"http://{plan.listen}"
-            with httpx2.Client(base_url=url, timeout=20) as client:
+            with httpx2.Client(base_url=url, timeout=20, headers=AUTHORIZED) as client:
                 gateway = Gateway(url, plan.listen, plan.admin, proxy, client)
                 _await_observer(gateway)
                 yield Watched(gateway, provider, process, turns)
@@ -130,10 +141,12 @@ def shared_watched(
     processor_server: Processor,
     processor_address: Address,
     transcript_provider: Provider,
+    gate_address: Address,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Watched]:
-    directory = tmp_path_factory.mktemp("watched")
-    with watched(envoy_binary, request.param, directory, [processor_address], transcript_provider, trusting) as one:
+    directory, filters = tmp_path_factory.mktemp("watched"), [processor_address]
+    gate = gate_address if request.param == "envoy.yaml" else None
+    with watched(envoy_binary, request.param, directory, filters, transcript_provider, trusting, gate) as one:
         yield one
 
 

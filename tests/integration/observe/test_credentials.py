@@ -11,10 +11,11 @@ import pytest
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address
-from tests.integration.conftest import File, StandIn
+from tests.integration.conftest import File, StandIn, trust_gate
+from tests.integration.http_side import TOKEN
 from tests.integration.processor import Processor, serve
 
-SECRET = "sk-canary-0123456789"
+SECRET = TOKEN
 CARRIERS = ["authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "api-key", "cookie"]
 
 
@@ -33,6 +34,7 @@ def test_the_observer_is_shown_no_credential(
     recorder: tuple[Processor, Address],
     processor: Processor,
     processor_address: Address,
+    gate_address: Address,
     provider: StandIn,
     tmp_path: Path,
 ) -> None:
@@ -41,22 +43,28 @@ def test_the_observer_is_shown_no_credential(
         listen=Address("127.0.0.1", envoy.free_port()),
         admin=Address("127.0.0.1", envoy.free_port()),
         filters=[processor_address],
+        gates=[gate_address] if file == "envoy.yaml" else [],
         observers=[recorder[1]],
         provider=envoy.Provider(provider.address),
     )
     config = envoy.render(envoy.load(envoy.shipped(file)), plan)
+    if file == "envoy.yaml":
+        trust_gate(config)
     envoy._cluster(config, envoy.OBSERVER_CLUSTER).pop("health_checks")  # the recorder has no health service
     proxy = envoy.start(envoy_binary, envoy.write(config, tmp_path / "envoy.yaml"), plan.admin, state_dir=tmp_path)
     try:
         proxy.wait_ready()
         with httpx2.Client(base_url=f"http://{plan.listen}", timeout=20) as client:
-            headers = dict.fromkeys(CARRIERS, SECRET) | {"x-standin-response-header": "set-cookie: session=1"}
+            headers = dict.fromkeys(CARRIERS, f"Bearer {SECRET}") | {
+                "x-standin-response-header": "set-cookie: session=1"
+            }
             body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
-            response = client.post("/v1/chat/completions", json=body, headers=headers)
+            path = f"/v1/chat/completions?key={SECRET}" if file == "envoy.yaml" else "/v1/chat/completions"
+            response = client.post(path, json=body, headers=headers)
             assert response.status_code == 200
             assert response.headers["set-cookie"] == "session=1"
-            received = dict(provider.last().headers)
-            assert received["x-api-key"] == SECRET  # it did pass, to where it belongs
+            has_passed = {name for name, value in provider.last().headers if value == SECRET}
+            assert has_passed == (set() if file == "envoy.yaml" else set(CARRIERS))  # the gateway has keys of its own
             for _ in range(200):
                 if any("response_body" in stream.kinds for stream in recorder[0].streams):
                     break

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from extproc.stack.envoy import Address
+from tests.integration.http_side import AUTHORIZED
 from tests.integration.observe.conftest import Watched, watched
 from tests.integration.observe.transcript_provider import Provider, Script
 from tests.integration.processor import Processor
@@ -64,6 +65,7 @@ async def download(address: Address, size: int) -> Download:
     reader, writer = await asyncio.open_connection(address.host, address.port, limit=1 << 20)
     body = b'{"model":"gpt-4o","stream":true,"messages":[{"role":"user","content":"hello"}]}'
     lines = ["POST /v1/chat/completions HTTP/1.1", "host: gateway", "content-type: application/json"]
+    lines += [f"{name}: {value}" for name, value in AUTHORIZED.items()]
     lines += [f"content-length: {len(body)}", "", ""]
     writer.write("\r\n".join(lines).encode() + body)
     head = await reader.readuntil(b"\r\n\r\n")
@@ -94,9 +96,9 @@ async def run(one: Watched, load: Load, stall: signal.Signals | None) -> tuple[l
 
 
 @contextmanager
-def fresh(binary: Path, directory: Path, context: Address, provider: Provider) -> Iterator[Watched]:
+def fresh(binary: Path, directory: Path, context: Address, gate: Address, provider: Provider) -> Iterator[Watched]:
     """An observer that may be harmed."""
-    with watched(binary, "envoy.yaml", directory, [context], provider) as one:
+    with watched(binary, "envoy.yaml", directory, [context], provider, gate=gate) as one:
         try:
             yield one
         finally:
@@ -112,12 +114,13 @@ def test_every_stream_arrives_whole_and_waits_once_at_most(
     envoy_binary: Path,
     processor: Processor,
     processor_address: Address,
+    gate_address: Address,
     transcript_provider: Provider,
     tmp_path: Path,
 ) -> None:
     load = LOADS[name]
     transcript_provider.script = Script([load.piece] * load.pieces, pause_s=load.pause_s, has_length=True)
-    with fresh(envoy_binary, tmp_path, processor_address, transcript_provider) as one:
+    with fresh(envoy_binary, tmp_path, processor_address, gate_address, transcript_provider) as one:
         downloads, growth = asyncio.run(run(one, load, STALLS[how]))
         assert [each.size for each in downloads] == [load.size] * load.streams
         assert max(each.longest_wait_s for each in downloads) < LONGEST_WAIT_S + SLACK_S
@@ -133,9 +136,10 @@ def test_a_blocked_observer_ends_itself(
     envoy_binary: Path,
     processor: Processor,
     processor_address: Address,
+    gate_address: Address,
     transcript_provider: Provider,
     tmp_path: Path,
 ) -> None:
-    with fresh(envoy_binary, tmp_path, processor_address, transcript_provider) as one:
+    with fresh(envoy_binary, tmp_path, processor_address, gate_address, transcript_provider) as one:
         os.kill(one.observer.pid, signal.SIGUSR1)
         assert one.observer.wait(20) == 70

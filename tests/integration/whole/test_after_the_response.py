@@ -77,7 +77,8 @@ def extproc(stack: Stack, *arguments: str) -> str:
 
 def ask(stack: Stack, text: str, **headers: str) -> httpx2.Response:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": text}]}
-    return httpx2.post(f"{stack.gateway}/v1/chat/completions", json=body, headers=headers, timeout=20)
+    with stack.client() as client:
+        return client.post("/v1/chat/completions", json=body, headers=headers)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -118,6 +119,35 @@ def test_a_providers_error_leaves_a_trace_and_no_checkpoint(stack: Stack, user: 
     row = trace(stack, response.headers["x-request-id"])
     assert (row["status_code"], row["checkpoint_id"]) == (529, None)
     assert rows(stack, "SELECT * FROM sessions WHERE user_id = ?", user) == []
+
+
+def test_a_request_that_the_gate_refuses_leaves_a_trace_and_nothing_else(stack: Stack, user: str) -> None:
+    """Where org and agent are known; who has no token is nobody's."""
+    owner = ["--org", stack.described["org_id"]]
+    agent = json.loads(extproc(stack, "agent", "create", "paused", *owner, *in_its_directory(stack), "--json"))["id"]
+    token = extproc(stack, "token", "create", "paused", *owner, "--agent", agent, *in_its_directory(stack)).strip()
+    extproc(stack, "agent", "pause", agent, *owner, *in_its_directory(stack))
+    own = {"authorization": f"Bearer {token}", "x-ibex-user-id": user}
+    stranger = ask(stack, "Hello.", authorization="Bearer nonsense")
+    response = ask(stack, "Hello.", **own)
+    assert (stranger.status_code, response.status_code) == (401, 403)
+    row = trace(stack, response.headers["x-request-id"])
+    assert (row["status_code"], row["error_code"], row["checkpoint_id"]) == (403, "AGENT_SUSPENDED", None)
+    assert (str(row["org_id"]), str(row["agent_id"])) == (stack.described["org_id"], agent)
+    assert row["auth_latency_ms"] > 0
+    assert rows(stack, "SELECT * FROM sessions WHERE agent_id = ?", agent) == []
+    with closing(clickhouse_connect.get_client(dsn=stack.described["traces"])) as client:
+        query = "SELECT count() FROM ibex.llm_traces WHERE status_code = 401"
+        assert client.command(query) == 0
+
+
+def in_its_directory(stack: Stack) -> tuple[str, str]:
+    return "--data", stack.described["state_dir"]
+
+
+def test_a_trace_says_how_long_the_gate_took(stack: Stack, user: str) -> None:
+    response = ask(stack, "Hello.", **{"x-ibex-user-id": user})
+    assert trace(stack, response.headers["x-request-id"])["auth_latency_ms"] > 0
 
 
 def test_a_session_can_be_ended_and_lives_on_with_its_next_turn(stack: Stack, user: str) -> None:

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -96,6 +98,38 @@ def test_a_second_up_in_one_directory_is_refused(tmp_path: Path) -> None:
         finally:
             process.terminate()
             assert process.wait(40) == 0
+
+
+def start_once(state: Path, token: str | None = None) -> tuple[dict[str, Any], str]:
+    """What `extproc up` says of itself, and its standard error; asks the gateway with the token in between."""
+    command = [sys.executable, "-m", "extproc", "up", "--json", "--data", str(state)]
+    command += ["--listen", f"127.0.0.1:{envoy.free_port()}"]
+    deadline = time.monotonic() + 40
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        described = json.loads(process.stdout.readline())
+        own = {"authorization": f"Bearer {token or described['token']}"}
+        url = f"{described['gateway']}/v1/models"
+        models = httpx2.get(url, headers=own, timeout=10)
+        while models.status_code == 503 and time.monotonic() < deadline:  # which a busy machine's gate may say
+            models = httpx2.get(url, headers=own, timeout=10)
+        process.terminate()
+        assert process.wait(40) == 0
+        assert models.status_code == 200
+        assert "x-ratelimit-limit" not in models.headers, "no limit unless asked for"
+        return described, process.stderr.read()
+
+
+@pytest.mark.timeout(180)  # two whole stacks, one after the other
+def test_the_token_is_shown_at_the_first_start_and_lasts(tmp_path: Path) -> None:
+    token = start_once(tmp_path)[0]["token"]
+    assert token.startswith("ibex_pat_")
+    described, said = start_once(tmp_path, token)
+    assert described["token"] is None
+    assert f'token create "another" --agent {described["agent_id"]} --data {tmp_path}' in said
+    kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert token.encode() not in kept
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_our_own_addresses(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import anthropic
 import httpx2
@@ -20,11 +21,11 @@ Ask = Callable[[Stack, dict[str, str]], tuple[Headers, str]]
 
 
 def _openai(stack: Stack) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{stack.gateway}/v1", api_key="key", max_retries=0)
+    return openai.OpenAI(base_url=f"{stack.gateway}/v1", api_key=stack.token, max_retries=9)
 
 
 def _anthropic(stack: Stack) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=stack.gateway, api_key="key", max_retries=0)
+    return anthropic.Anthropic(base_url=stack.gateway, api_key=stack.token, max_retries=9)
 
 
 def chat(stack: Stack, headers: dict[str, str]) -> tuple[Headers, str]:
@@ -87,22 +88,24 @@ def messages_streamed(stack: Stack, headers: dict[str, str]) -> tuple[Headers, s
 
 def gemini(stack: Stack, headers: dict[str, str]) -> tuple[Headers, str]:
     body = {"contents": [{"role": "user", "parts": [{"text": QUESTION}]}]}
-    response = httpx2.post(f"{stack.gateway}/v1beta/models/gemini-2.5-pro:generateContent", json=body, headers=headers)
+    with stack.client(headers={"authorization": "", "x-goog-api-key": stack.token}) as client:
+        response = client.post("/v1beta/models/gemini-2.5-pro:generateContent", json=body, headers=headers)
     return response.headers, response.json()["candidates"][0]["content"]["parts"][0]["text"]
 
 
 def gemini_streamed(stack: Stack, headers: dict[str, str]) -> tuple[Headers, str]:
     body = {"contents": [{"role": "user", "parts": [{"text": QUESTION}]}]}
-    url = f"{stack.gateway}/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse"
-    response = httpx2.post(url, json=body, headers=headers)
+    url = "/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse"
+    with stack.client(headers={"authorization": "", "x-goog-api-key": stack.token}) as client:
+        response = client.post(url, json=body, headers=headers)
     events = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line]
     return response.headers, "".join(event["candidates"][0]["content"]["parts"][0]["text"] for event in events)
 
 
 def http2(stack: Stack, headers: dict[str, str]) -> tuple[Headers, str]:
-    with httpx2.Client(http1=False, http2=True) as client:
+    with stack.client(http1=False, http2=True) as client:
         body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": QUESTION}]}
-        response = client.post(f"{stack.gateway}/v1/chat/completions", json=body, headers=headers)
+        response = client.post("/v1/chat/completions", json=body, headers=headers)
         assert response.http_version == "HTTP/2"
         return response.headers, response.json()["choices"][0]["message"]["content"]
 
@@ -174,10 +177,32 @@ def test_no_header_of_a_client_chooses_the_org(stack: Stack, user: str) -> None:
     stack.remember(NAME, user)
     headers, _ = settled(chat, stack, {"x-ibex-user-id": user, "x-ibex-org-id": "00000000-0000-4000-8000-000000000000"})
     assert headers["x-ibex-memories-injected"] == "1", "the forged org was removed, not believed"
-    headers, _ = settled(
-        chat, stack, {"x-ibex-user-id": user, "x-ibex-agent-id": "00000000-0000-4000-8000-000000000000"}
-    )
-    assert headers["x-ibex-memories-injected"] == "0", "another agent has other memories"
+    with pytest.raises(openai.PermissionDeniedError, match="may not use this agent"):
+        chat(stack, {"x-ibex-user-id": user, "x-ibex-agent-id": "00000000-0000-4000-8000-000000000000"})
+
+
+def test_an_official_client_without_the_token_is_told_so_and_reaches_no_provider(stack: Stack) -> None:
+    question: Any = {"messages": [{"role": "user", "content": QUESTION}]}
+    with (
+        openai.OpenAI(base_url=f"{stack.gateway}/v1", api_key="sk-of-somebody", max_retries=9) as client,
+        pytest.raises(openai.AuthenticationError, match="malformed, unknown, expired or revoked"),
+    ):
+        client.chat.completions.create(model="gpt-4o-mini", **question)
+    with (
+        anthropic.Anthropic(base_url=stack.gateway, api_key="sk-of-somebody", max_retries=9) as client,
+        pytest.raises(anthropic.AuthenticationError, match="malformed, unknown, expired or revoked"),
+    ):
+        client.messages.create(model="claude-of-the-test", max_tokens=100, **question)
+    assert stack.provider.received() == []
+
+
+@pytest.mark.parametrize("ask", WAYS)
+def test_a_client_needs_its_base_url_and_its_key_changed_and_nothing_else(ask: Ask, stack: Stack) -> None:
+    """No header of ours; the token stays at the gate."""
+    headers, text = settled(ask, stack, {})
+    assert QUESTION in text
+    assert headers["x-ibex-context-fallback"] == "false"
+    assert stack.token not in str(stack.provider.received())
 
 
 def test_a_memory_that_plays_instructions_stays_inside_its_element(stack: Stack, user: str) -> None:
@@ -190,7 +215,8 @@ def test_a_memory_that_plays_instructions_stays_inside_its_element(stack: Stack,
 
 
 def test_paths_that_are_no_chat_pass_untouched(stack: Stack) -> None:
-    response = httpx2.get(f"{stack.gateway}/v1/models")
+    with stack.client() as client:
+        response = client.get("/v1/models")
     assert response.status_code == 200
     assert response.headers["x-ibex-context-fallback"] == "false"
     assert response.headers["x-ibex-memories-injected"] == "0"
@@ -202,7 +228,8 @@ def test_it_describes_itself(stack: Stack) -> None:
         *("gateway", "provider", "admin", "broker", "database", "traces"),
         *("org_id", "agent_id", "token", "state_dir", "pids"),
     }
-    assert set(described["pids"]) >= {"envoy", "filter", "engine", "provider"}
+    assert set(described["pids"]) >= {"envoy", "gate", "auth", "filter", "engine", "provider"}
+    assert described["token"].startswith("ibex_pat_")
     ready = httpx2.get(f"{described['admin']}/ready").json()
     assert ready["dependencies"] == {"engine": "ok"}
     assert "ibex_extproc_requests_total" in httpx2.get(f"{described['admin']}/metrics").text

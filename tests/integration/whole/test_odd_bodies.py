@@ -93,9 +93,8 @@ def test_a_chunked_body_stays_chunked(engine_drill: Drill) -> None:
 @pytest.mark.parametrize("name", [*READABLE, *UNREADABLE])
 def test_the_full_gateway_answers_them_all(stack: Stack, name: str, user: str) -> None:
     body = (READABLE | UNREADABLE)[name]
-    response = httpx2.post(
-        f"{stack.gateway}/v1/chat/completions", content=body, headers={**HEADERS, "x-ibex-user-id": user}, timeout=30
-    )
+    with stack.client() as client:
+        response = client.post("/v1/chat/completions", content=body, headers={**HEADERS, "x-ibex-user-id": user})
     injected, tokens, fallback = context(response)
     assert (injected, tokens) == ("0", "0")
     received = stack.provider.received()
@@ -113,25 +112,27 @@ def test_the_full_gateway_answers_them_all(stack: Stack, name: str, user: str) -
 
 def test_a_body_over_the_limit(stack: Stack) -> None:
     body = chat(json.dumps({"role": "user", "content": "x" * (10 * 1024 * 1024)}).encode())
-    response = httpx2.post(f"{stack.gateway}/v1/chat/completions", content=body, headers=HEADERS, timeout=30)
+    with stack.client() as client:
+        response = client.post("/v1/chat/completions", content=body, headers=HEADERS)
     check_envelope(response, 413, "PAYLOAD_TOO_LARGE")
     assert context(response) == ("0", "0", "true")
     assert stack.provider.received() == []
 
 
 def test_no_ibex_header_of_a_client_or_a_provider_is_passed_on(stack: Stack, user: str) -> None:
-    response = httpx2.post(
-        f"{stack.gateway}/v1/chat/completions",
-        content=chat(),
-        headers=[
-            *HEADERS.items(),
-            ("x-ibex-user-id", user),
-            ("x-ibex-memories-injected", "99"),
-            ("X-Ibex-Anything", "1"),
-            ("x-standin-response-header", "x-ibex-memories-injected: 98"),
-            ("x-standin-response-header", "x-ibex-secret: 1"),
-        ],
-    )
+    with stack.client() as client:
+        response = client.post(
+            "/v1/chat/completions",
+            content=chat(),
+            headers=[
+                *HEADERS.items(),
+                ("x-ibex-user-id", user),
+                ("x-ibex-memories-injected", "99"),
+                ("X-Ibex-Anything", "1"),
+                ("x-standin-response-header", "x-ibex-memories-injected: 98"),
+                ("x-standin-response-header", "x-ibex-secret: 1"),
+            ],
+        )
     assert context(response) == ("0", "0", "false")
     assert "x-ibex-secret" not in response.headers
     assert not any(name.startswith("x-ibex-") for name in stack.provider.last().names)

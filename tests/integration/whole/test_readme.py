@@ -25,6 +25,16 @@ def commands() -> list[str]:
     return [re.sub(r" +", " ", line).strip() for line in lines]
 
 
+def shown_token(printed: Path) -> str:
+    """Waits until `make run` has shown it."""
+    for _ in range(600):
+        if found := re.search(r"Bearer (ibex_pat_[A-Za-z0-9_-]+)", printed.read_text()):
+            return found[1]
+        time.sleep(0.05)
+    raise AssertionError(printed.read_text())
+
+
+@pytest.mark.timeout(240)  # two whole stacks, and every command
 def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -33,6 +43,7 @@ def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
     port = envoy.free_port()
     state = str(tmp_path / "state")
     environment = {**os.environ, "IBEX_DATA": state, "IBEX_STATE_DIR": state, "IBEX_OTLP_ENDPOINT": ""}
+    printed = tmp_path / "printed"
     started: list[subprocess.Popen[bytes]] = []
 
     def run(command: str) -> str:
@@ -43,7 +54,10 @@ def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
         return done.stdout
 
     def start(command: str, url: str) -> None:
-        process = subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=environment, start_new_session=True)
+        with printed.open("ab") as file:
+            process = subprocess.Popen(
+                ["sh", "-c", command], cwd=ROOT, env=environment, start_new_session=True, stdout=file
+            )
         started.append(process)
         is_up = answers(url)
         for _ in range(600):
@@ -71,8 +85,10 @@ def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
                     # A real provider cannot be had in a test: the stand-in's URL takes the place of its URL.
                     url = f"http://{provider.address}" if arguments else ""
                     given = f"--listen 127.0.0.1:{port}" + (f" --provider {url}" if url else "")
-                    start(f"make run ARGS='{given}'", f"http://127.0.0.1:{port}/v1/models")
-                case [_, "engine" | "filter" | "observer", *_]:
+                    start(f"make run ARGS='{given}'", f"http://127.0.0.1:{port}")
+                    # What it printed at its first start, as the text says; at others, a line how to make another.
+                    environment.setdefault("IBEX_TOKEN", shown_token(printed))
+                case [_, "engine" | "filter" | "observer" | "gate" | "auth", *_]:
                     admin = f"127.0.0.1:{envoy.free_port()}"
                     own = f"{here.replace('/var/lib/ibex', str(tmp_path / 'lib'))} --admin {admin}"
                     listen = f"127.0.0.1:{envoy.free_port()}"

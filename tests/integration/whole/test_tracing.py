@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import httpx2
-
 from tests.integration.otlp import ReceivedSpan
 from tests.integration.whole.conftest import Stack
 
@@ -12,9 +10,9 @@ QUESTION = "Which instrument is my favourite?"
 def test_the_memories_of_a_request_are_in_envoys_own_trace(stack: Stack, user: str) -> None:
     memory_id = stack.remember(MEMORY, user)
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": QUESTION}]}
-    response = httpx2.post(
-        f"{stack.gateway}/v1/chat/completions", json=body, headers={"x-ibex-user-id": user, "x-ibex-session-id": "s9"}
-    )
+    headers = {"x-ibex-user-id": user, "x-ibex-session-id": "s9"}
+    with stack.client() as client:
+        response = client.post("/v1/chat/completions", json=body, headers=headers)
     request_id = response.headers["x-request-id"]
 
     def is_ours(name: str) -> ReceivedSpan:

@@ -27,10 +27,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from extproc.auth import service as service_module
-from extproc.auth.lane import Lane
 from extproc.auth.store import AgentStatus
 from extproc.auth.token import CHAT, Permission, mint
 from extproc.memory.database import Database
+from extproc.memory.lane import Lane
 from extproc.memory.store import StoreError
 from extproc.telemetry.logs import configure_logs
 from tests.unit.auth.service_side import Client, refused, running
@@ -106,7 +106,7 @@ class TestValidateToken:
 
 
 def _full_for(name: str, run: object) -> object:
-    from extproc.auth.lane import LaneFull
+    from extproc.memory.lane import LaneFull
 
     async def refuse(lane: Lane, work: object) -> object:
         if lane._threads._thread_name_prefix == name:

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 import pytest
 
 from extproc.auth import verifier as verifier_module
-from extproc.auth.lane import Lane, LaneFull
 from extproc.auth.new_token import new_token
 from extproc.auth.token import CHAT, Token, mint
 from extproc.auth.verifier import Verifier
+from extproc.memory.lane import Lane, LaneFull
 
 
 def made() -> tuple[Token, str]:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
 
-from extproc.chat import ChatFormat, Placement, anthropic_messages, gemini, openai_chat, openai_responses
+from extproc.chat import (
+    ChatFormat,
+    Directive,
+    InjectionMode,
+    Placement,
+    anthropic_messages,
+    gemini,
+    openai_chat,
+    openai_responses,
+)
 from tests.unit.chat.odd_json import TELLING_TEXTS, Number, Pairs, Tree, any_value, numbers, obj, texts
 
 _BLANKS = set(" \b\t\n\v\f\r")
+_SYSTEM_ROLES = {"system", "developer"}
+
+Writer = Callable[[str], None]
+"""Puts a text into the tree, at a place that was chosen before."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +38,8 @@ class Format:
     content: str
     text_types: tuple[str | None, ...]
     bodies: st.SearchStrategy[Pairs]
-    place_system: Callable[[Pairs, str], bool]
-    """Change the tree as SYSTEM_FIRST should; False: there is no place."""
+    system_first: Callable[[Pairs], Writer | None]
+    system_append: Callable[[Pairs], Writer | None]
     write_user: Callable[[str], Pairs]
 
     @property
@@ -36,35 +50,63 @@ class Format:
         found = self._last_user(tree)
         return "" if found is None else "\n".join(slot[1] for slot in found[1])
 
-    def expected(self, tree: Pairs, block: str, placement: Placement) -> Pairs:
+    def expected(self, tree: Pairs, block: str, placement: Placement, directive: Directive | None = None) -> Pairs:
         """The tree after the splice."""
         tree = copy.deepcopy(tree)
+        write_directive = self._directive_writer(tree, directive.mode) if directive and directive.text else None
+        write_block = self._block_writer(tree, placement)
+        if write_block and block:
+            write_block(block)
+        if write_directive and directive:  # later, and at one place before the other
+            write_directive(directive.text)
+        return tree
+
+    def _block_writer(self, tree: Pairs, placement: Placement) -> Writer | None:
+        if placement is Placement.SYSTEM_FIRST and (writer := self.system_first(tree)):
+            return writer
         found = self._last_user(tree)
-        if placement is Placement.SYSTEM_FIRST and self.place_system(tree, block):
-            return tree
         if found is None:
-            return tree
+            return None
         index, slots = found
         array = tree.get(self.messages)
         if placement is Placement.BEFORE_LAST_USER and type(array) is list and not self._has_result(array[index]):
-            array.insert(index, self.write_user(block))
-        else:
-            slots[-1][1] = block + "\n\n" + slots[-1][1]
-        return tree
+            return lambda block: array.insert(index, self.write_user(block))
+        return _prefix(slots[-1])
+
+    def _directive_writer(self, tree: Pairs, mode: InjectionMode) -> Writer | None:
+        user = self._user_prepend(tree)
+        match mode:
+            case InjectionMode.SYSTEM_FIRST:
+                return self.system_first(tree) or user
+            case InjectionMode.SYSTEM_APPEND:
+                return self.system_append(tree) or self.system_first(tree) or user
+            case InjectionMode.USER_PREPEND:
+                return user or self.system_first(tree)
+
+    def _user_prepend(self, tree: Pairs) -> Writer | None:
+        found = next(self._users(tree), None)
+        if found is None:
+            return None
+        write = _prefix(found[1][0])
+        return lambda text: write("[DIRECTIVE]: " + text)
 
     def _last_user(self, tree: Pairs) -> tuple[int, list[list[Tree]]] | None:
-        """Index of the message, and the `[key, text]` entries with its texts."""
+        return next(self._users(tree, -1), None)
+
+    def _users(self, tree: Pairs, step: int = 1) -> Iterator[tuple[int, list[list[Tree]]]]:
+        """User messages with text: index of the message, and the `[key, text]` entries with its texts."""
         entry = tree.entry(self.messages)
         assert entry is not None
         if isinstance(entry[1], str):
-            return (0, [entry]) if _is_text(entry[1]) else None
+            if _is_text(entry[1]):
+                yield 0, [entry]
+            return
         array = [entry[1]] if isinstance(entry[1], Pairs) else entry[1]
-        for index in range(len(array) - 1, -1, -1):
+        for index in range(len(array))[::step]:
             message = array[index]
             role = message.entry("role") or (["role", "user"] if self.chat is gemini else ["role", None])
             if role[1] == "user" and (slots := self._slots(message.entry(self.content))):
-                return index, slots
-        return None
+                yield index, slots
 
     def _slots(self, content: list[Tree] | None) -> list[list[Tree]]:
         if content is None:
@@ -88,6 +130,58 @@ class Format:
 
 def _is_text(value: Tree) -> bool:
     return isinstance(value, str) and not isinstance(value, Number) and not set(value) <= _BLANKS
+
+
+# Writers.
+
+
+def _prefix(entry: list[Tree]) -> Writer:
+    def write(text: str) -> None:
+        entry[1] = text + "\n\n" + entry[1]
+
+    return write
+
+
+def _suffix(entry: list[Tree]) -> Writer:
+    """An empty string has no end: its beginning is meant."""
+
+    def write(text: str) -> None:
+        entry[1] += "\n\n" + text
+
+    return write if entry[1] else _prefix(entry)
+
+
+def _first(array: list[Tree], element: Callable[[str], Tree]) -> Writer:
+    return lambda text: array.insert(0, element(text))
+
+
+def _last(array: list[Tree], element: Callable[[str], Tree]) -> Writer:
+    return (lambda text: array.append(element(text))) if array else _first(array, element)
+
+
+def _after(array: list[Tree], before: Tree, element: Callable[[str], Tree]) -> Writer:
+    return lambda text: array.insert(next(n for n, each in enumerate(array) if each is before) + 1, element(text))
+
+
+def _key(tree: Pairs, key: str, value: Callable[[str], Tree], slot: Callable[[Tree], list[Tree]]) -> Writer:
+    """A new first key; where one text has made it, another goes before that."""
+
+    def write(text: str) -> None:
+        if entry := tree.entry(key):
+            _prefix(slot(entry))(text)
+        else:
+            tree.insert(0, [key, value(text)])
+
+    return write
+
+
+def _after_leading(messages: Tree, role: str) -> Writer | None:
+    leading = list(itertools.takewhile(lambda message: message.get("role") in _SYSTEM_ROLES, messages))
+    return _after(messages, leading[-1], _system_message(role)) if leading else None
+
+
+def _system_message(role: str) -> Callable[[str], Pairs]:
+    return lambda text: obj(role=role, content=text)
 
 
 # Bodies. Keys of an object come in any order, with unknown ones between them; an earlier duplicate may precede any key.
@@ -140,11 +234,17 @@ _chat_bodies = objects(
 )
 
 
-def _chat_system(tree: Pairs, block: str) -> bool:
+def _chat_role(tree: Pairs) -> str:
     messages = tree.get("messages")
-    first = messages[0].get("role") if messages else "system"
-    messages.insert(0, obj(role="developer" if first == "developer" else "system", content=block))
-    return True
+    return "developer" if messages and messages[0].get("role") == "developer" else "system"
+
+
+def _chat_system(tree: Pairs) -> Writer:
+    return _first(tree.get("messages"), _system_message(_chat_role(tree)))
+
+
+def _chat_append(tree: Pairs) -> Writer | None:
+    return _after_leading(tree.get("messages"), _chat_role(tree))
 
 
 _anthropic_parts = (
@@ -163,22 +263,24 @@ _anthropic_bodies = objects(
 )
 
 
-def _prefix(entry: list[Tree], block: str) -> bool:
-    entry[1] = block + "\n\n" + entry[1]
-    return True
+def _block(text: str) -> Pairs:
+    return obj(type="text", text=text)
 
 
-def _anthropic_system(tree: Pairs, block: str) -> bool:
+def _anthropic_system(tree: Pairs) -> Writer | None:
     entry = tree.entry("system")
     if entry is None:
-        tree.insert(0, ["system", block])
-        return True
+        return _key(tree, "system", str, lambda entry: entry)
     if isinstance(entry[1], str):
-        return _prefix(entry, block)
-    if type(entry[1]) is list:
-        entry[1].insert(0, obj(type="text", text=block))
-        return True
-    return False
+        return _prefix(entry)
+    return _first(entry[1], _block) if type(entry[1]) is list else None
+
+
+def _anthropic_append(tree: Pairs) -> Writer | None:
+    entry = tree.entry("system")
+    if entry is not None and isinstance(entry[1], str):
+        return _suffix(entry)
+    return _last(entry[1], _block) if entry is not None and type(entry[1]) is list else None
 
 
 _response_parts = objects({"type": _type("input_text"), "text": texts()}) | objects(
@@ -186,7 +288,7 @@ _response_parts = objects({"type": _type("input_text"), "text": texts()}) | obje
 )
 _response_items = (
     objects(
-        {"role": st.sampled_from(("user", "user", "assistant", "developer"))},
+        {"role": st.sampled_from(("user", "user", "assistant", "developer", "system"))},
         {"type": _type("message"), "content": texts() | st.lists(_response_parts, max_size=4)},
     )
     | objects({"type": _type("function_call_output"), "output": texts()})
@@ -197,12 +299,27 @@ _response_bodies = objects(
 ) | objects({"input": texts()}, {"instructions": texts() | st.none(), "max_output_tokens": _counts})
 
 
-def _response_system(tree: Pairs, block: str) -> bool:
+def _response_role(tree: Pairs) -> str:
+    items = tree.get("input")
+    return "system" if items and items[0].get("role") == "system" else "developer"
+
+
+def _response_system(tree: Pairs) -> Writer | None:
     entry = tree.entry("instructions")
     if entry is None:
-        tree.insert(0, ["instructions", block])
-        return True
-    return isinstance(entry[1], str) and _prefix(entry, block)
+        return _key(tree, "instructions", str, lambda entry: entry)
+    if isinstance(entry[1], str):
+        return _prefix(entry)
+    items = tree.get("input")
+    return _first(items, _system_message(_response_role(tree))) if type(items) is list else None
+
+
+def _response_append(tree: Pairs) -> Writer | None:
+    items = tree.get("input")
+    if type(items) is list and (writer := _after_leading(items, _response_role(tree))):
+        return writer
+    entry = tree.entry("instructions")
+    return _suffix(entry) if entry is not None and isinstance(entry[1], str) else None
 
 
 _gemini_parts = (
@@ -229,20 +346,35 @@ _gemini_bodies = objects(
 ) | objects({"contents": _gemini_contents}, {"systemInstruction": _gemini_instruction})
 
 
-def _gemini_system(tree: Pairs, block: str) -> bool:
+def _part(text: str) -> Pairs:
+    return obj(text=text)
+
+
+def _gemini_instructions(tree: Pairs) -> tuple[bool, Tree]:
+    """Is it there, and its parts."""
     entries = [pair for pair in tree if pair[0] in {"systemInstruction", "system_instruction"}]
-    if not entries:
-        tree.insert(0, ["systemInstruction", obj(parts=[obj(text=block)])])
-        return True
-    instruction = entries[-1][1]
-    parts = instruction.get("parts") if isinstance(instruction, Pairs) else None
+    instruction = entries[-1][1] if entries else None
+    return bool(entries), instruction.get("parts") if isinstance(instruction, Pairs) else None
+
+
+def _gemini_system(tree: Pairs) -> Writer | None:
+    is_there, parts = _gemini_instructions(tree)
+    if not is_there:
+        return _key(
+            tree, "systemInstruction", lambda text: obj(parts=[_part(text)]), lambda entry: entry[1][0][1][0][0]
+        )
     if isinstance(parts, Pairs):
         entry = parts.entry("text")
-        return entry is not None and _prefix(entry, block)
-    if parts is None:
-        return False
-    parts.insert(0, obj(text=block))
-    return True
+        return None if entry is None else _prefix(entry)
+    return None if parts is None else _first(parts, _part)
+
+
+def _gemini_append(tree: Pairs) -> Writer | None:
+    parts = _gemini_instructions(tree)[1]
+    if isinstance(parts, Pairs):
+        entry = parts.entry("text")
+        return None if entry is None else _suffix(entry)
+    return None if parts is None else _last(parts, _part)
 
 
 def _chat_user(block: str) -> Pairs:
@@ -251,7 +383,15 @@ def _chat_user(block: str) -> Pairs:
 
 FORMATS = (
     Format(
-        openai_chat, "/v1/chat/completions", "messages", "content", ("text",), _chat_bodies, _chat_system, _chat_user
+        openai_chat,
+        "/v1/chat/completions",
+        "messages",
+        "content",
+        ("text",),
+        _chat_bodies,
+        _chat_system,
+        _chat_append,
+        _chat_user,
     ),
     Format(
         openai_responses,
@@ -261,6 +401,7 @@ FORMATS = (
         ("input_text", "output_text"),
         _response_bodies,
         _response_system,
+        _response_append,
         _chat_user,
     ),
     Format(
@@ -271,6 +412,7 @@ FORMATS = (
         ("text",),
         _anthropic_bodies,
         _anthropic_system,
+        _anthropic_append,
         _chat_user,
     ),
     Format(
@@ -281,6 +423,7 @@ FORMATS = (
         (None,),
         _gemini_bodies,
         _gemini_system,
+        _gemini_append,
         lambda block: obj(role="user", parts=[obj(text=block)]),
     ),
 )

@@ -42,6 +42,25 @@ def test_more_messages_or_parts_than_anyone_sends_are_refused(count: int) -> Non
             openai_chat.read_request(body, "/", ReadLimits())
 
 
+@pytest.mark.parametrize("count", [2, 81])
+def test_all_messages_together_have_no_more_parts_than_one_may_have(count: int) -> None:
+    many = ",".join(["{}"] * 10_001)
+    message = f'{{"role":"user","content":[{many}]}}'
+    result = f'{{"role":"user","content":[{{"type":"tool_result","content":[{many}]}}]}}'
+    for one in (message, result):
+        read_one = f'{{"messages":[{one}]}}'.encode()
+        assert openai_chat.read_request(read_one, "/", ReadLimits()).query == ""
+        with pytest.raises(UnreadableBody, match="too_many_messages"):
+            openai_chat.read_request(f'{{"messages":[{",".join([one] * count)}]}}'.encode(), "/", ReadLimits())
+
+
+def test_a_content_that_is_read_twice_counts_once() -> None:
+    """For a text, and for its weight."""
+    message = '{{"role":"user","content":[{}]}}'.format(",".join(["{}"] * 15_000))
+    body = f'{{"messages":[{message},{{"role":"assistant","content":"x"}}]}}'.encode()
+    assert openai_chat.read_request(body, "/", ReadLimits()).content_bytes == len(body)
+
+
 @pytest.mark.parametrize("limit", [0, 1, 3])
 def test_recent_messages_obey_their_limits(limit: int) -> None:
     limits = ReadLimits(recent_messages=limit, recent_bytes=10)
@@ -100,9 +119,31 @@ def test_deeper_results_are_not_looked_into() -> None:
 
 
 @pytest.mark.parametrize("content", [b'"Hi"', b'[{"type":"text","text":"Hi"}]'])
-def test_edit_points_lie_at_their_values(content: bytes) -> None:
+@pytest.mark.parametrize("size", [1, 40_000])
+def test_edit_points_lie_at_their_values(content: bytes, size: int) -> None:
     """A wrong one would only make the splice read the body again, which no other test sees."""
-    body = b'{"messages":[{"role":"system","content":"x"},{"role":"user","content":%b}]}' % content
+    messages = (
+        b'{"role":"system","content":"x"}',
+        b'{"role":"user","content":[]}',
+        b'{"role":"user","content":%b}' % content,
+        b'{"role":"assistant","content":"%b"}' % (b"y" * size),
+        b'{"role":"user","content":%b}' % content,
+    )
+    body = b'{"messages":[%b]}' % b",".join(messages)
     edits = openai_chat.read_request(body, "/", ReadLimits()).edits
-    assert body[edits.first_content_at :].startswith(b'"x"')
-    assert body[edits.user_content_at :].startswith(content)
+    assert edits.user_content_at == body.rindex(content)
+    assert (edits.opening is None) == (size == 1)
+    if edits.opening:
+        assert edits.opening.leading == 1
+        assert body[edits.opening.first_content_at :].startswith(b'"x"')
+        assert body[edits.opening.next_content_at :].startswith(b"[]}")
+        assert body[edits.opening.first_user_at : edits.opening.first_user_end] == b"[]"
+
+
+@pytest.mark.parametrize("picture", [b"", b'{"type":"image_url"},'])
+def test_the_first_text_of_the_only_message_needs_no_second_look(picture: bytes) -> None:
+    long = b'{"type":"text","text":"%b"}' % (b"y" * 40_000)
+    body = b'{"messages":[{"role":"user","content":[%b{"type":"text","text":"Hi"},%b]}]}' % (picture, long)
+    opening = openai_chat.read_request(body, "/", ReadLimits()).edits.opening
+    assert opening is not None
+    assert body[opening.first_user_at : opening.first_user_end] == b'"Hi"'

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.chat import ChatRequest, Placement, ReadLimits, UnreadableBody
+from extproc.chat import ChatRequest, Directive, InjectionMode, Placement, ReadLimits, UnreadableBody, _conversation
 from tests.unit.chat.formats import FORMATS, Format
 from tests.unit.chat.odd_json import parse, render, texts
 
@@ -20,8 +20,24 @@ every_format = pytest.mark.parametrize("chat_format", FORMATS, ids=lambda chat_f
 blocks = texts(12).filter(bool)
 
 
+def read(chat_format: Format, body: bytes, *, as_long: bool = False) -> ChatRequest:
+    """`as_long`: as a long body is read, where more offsets are found at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        if as_long:
+            patch.setattr(_conversation, "_LONG_BYTES", -1)
+        return chat_format.chat.read_request(body, chat_format.path, LIMITS)
+
+
+def directives(text: str) -> list[Directive]:
+    return [Directive(text, mode) for mode in InjectionMode]
+
+
 def splice_all(chat_format: Format, body: bytes, request: ChatRequest, block: str) -> list[bytes]:
-    return [chat_format.chat.splice(body, request, block, placement) for placement in Placement]
+    return [
+        chat_format.chat.splice(body, request, block, placement, directive)
+        for placement in Placement
+        for directive in (None, *directives("Be kind."))
+    ]
 
 
 @every_format
@@ -39,11 +55,70 @@ def test_a_splice_changes_one_place_of_the_tree_and_nothing_else(chat_format: Fo
 
 
 @every_format
+@given(data=st.data(), as_long=st.booleans())
+def test_a_directive_goes_where_its_mode_says_and_memories_after_it(
+    chat_format: Format, data: st.DataObject, as_long: bool
+) -> None:
+    tree = data.draw(chat_format.bodies)
+    block, text = data.draw(texts(12)), data.draw(blocks)
+    body = render(tree, Random(data.draw(st.integers(0, 2**32))))
+    tree = parse(body)
+    request = read(chat_format, body, as_long=as_long)
+    for directive in directives(text):
+        for placement in Placement:
+            spliced = chat_format.chat.splice(body, request, block, placement, directive)
+            expected = chat_format.expected(tree, block, placement, directive)
+            assert parse(spliced) == expected, (directive.mode, placement)
+            assert (spliced is body) == (expected == tree)
+
+
+def is_made_by_two_insertions(body: bytes, spliced: bytes) -> bool:
+    """Is it `body[:p] + … + body[p:q] + … + body[q:]` for any p and q?"""
+    grown = len(spliced) - len(body)
+    prefix = next((at for at, byte in enumerate(body) if spliced[at] != byte), len(body))
+    suffix = next((at for at, byte in enumerate(reversed(body)) if spliced[-1 - at] != byte), len(body))
+    return any(
+        body[p:q] in spliced[p : grown + q]
+        for p in range(prefix, -1, -1)
+        for q in range(max(p, len(body) - suffix), len(body) + 1)
+    )
+
+
+@every_format
+@given(data=st.data(), as_long=st.booleans())
+def test_without_both_insertions_the_bytes_are_the_clients(
+    chat_format: Format, data: st.DataObject, as_long: bool
+) -> None:
+    body = render(data.draw(chat_format.bodies), Random(data.draw(st.integers(0, 2**32))))
+    request = read(chat_format, body, as_long=as_long)
+    for spliced in splice_all(chat_format, body, request, data.draw(blocks)):
+        assert is_made_by_two_insertions(body, spliced)
+
+
+@every_format
+@given(data=st.data())
+def test_whenever_memories_go_in_the_directive_does(chat_format: Format, data: st.DataObject) -> None:
+    body = render(data.draw(chat_format.bodies), Random(data.draw(st.integers(0, 2**32))))
+    request = read(chat_format, body)
+    for directive in directives("Be kind, 42."):
+        for placement in Placement:
+            alone = chat_format.chat.splice(body, request, "", placement, directive)
+            if chat_format.chat.splice(body, request, "block", placement) is not body:
+                assert alone is not body
+            if request.query:
+                both = chat_format.chat.splice(body, request, "block", placement, directive)
+                assert b"Be kind, 42." in both
+                assert b"block" in both
+
+
+@every_format
 @given(data=st.data())
 def test_without_what_was_inserted_the_bytes_are_the_clients(chat_format: Format, data: st.DataObject) -> None:
     body = render(data.draw(chat_format.bodies), Random(data.draw(st.integers(0, 2**32))))
     request = chat_format.chat.read_request(body, chat_format.path, LIMITS)
-    for spliced in splice_all(chat_format, body, request, data.draw(blocks)):
+    block = data.draw(blocks)
+    for placement in Placement:
+        spliced = chat_format.chat.splice(body, request, block, placement)
         size = len(spliced) - len(body)
         at = next((at for at, byte in enumerate(body) if spliced[at] != byte), len(body))
         assert spliced[:at] + spliced[at + size :] == body

@@ -2,19 +2,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typing_extensions import override
 
+from extproc.context import vectors as vectors_module
 from extproc.context.cache import MOST_CHANGES, NamespaceCache
-from extproc.context.retrieve import Index
+from extproc.context.index import Index
+from extproc.memory.features import WindowIndexer
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.sqlite import SqliteMemoryStore
 from extproc.memory.store import Snapshot, StoreError
+
+from .conftest import Asking
 
 MakeMemory = Callable[..., Memory]
 LONG_S = 10.0
@@ -39,8 +45,8 @@ class SlowStore(SqliteMemoryStore):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SlowStore]:
-    opened = SlowStore.open(f"sqlite:///{tmp_path}/memories.db")
+def store(tmp_path: Path, indexer: WindowIndexer) -> Iterator[SlowStore]:
+    opened = SlowStore.open(f"sqlite:///{tmp_path}/memories.db", indexer)
     assert isinstance(opened, SlowStore)
     opened.may_read = threading.Event()
     opened.may_read.set()
@@ -49,8 +55,8 @@ def store(tmp_path: Path) -> Iterator[SlowStore]:
 
 
 @pytest.fixture
-async def cache(store: SlowStore) -> AsyncIterator[NamespaceCache]:
-    made = NamespaceCache(store, 10_000_000)
+async def cache(store: SlowStore, indexer: WindowIndexer) -> AsyncIterator[NamespaceCache]:
+    made = NamespaceCache(store, indexer, 10_000_000)
     yield made
     store.may_read.set()
     await made.stop()
@@ -188,27 +194,35 @@ async def test_a_cancelled_request_does_not_stop_the_others(
         await first
 
 
-async def test_the_least_recently_used_makes_room(store: SlowStore, make: MakeMemory, agent: Namespace) -> None:
+def one_user(asking: Asking, make: MakeMemory) -> int:
+    """Bytes of a partition of ten memories."""
+    return asking.index(*(make(f"tea {n}") for n in range(10))).nbytes + 200
+
+
+async def test_the_least_recently_used_makes_room(
+    store: SlowStore, make: MakeMemory, agent: Namespace, asking: Asking
+) -> None:
     whose = [replace(agent, user_id=f"u{n}") for n in range(4)]
     for one in whose:
         store.add_many([make(f"tea {n}", one) for n in range(10)])
-    one_user = Index().approximate_bytes + 10 * 1_300
-    cache = NamespaceCache(store, 3 * one_user)
+    # The agent's own partition, empty, is the fourth.
+    limit = 3 * one_user(asking, make) + Index(agent).nbytes
+    cache = NamespaceCache(store, asking.indexer, limit)
     for one in (whose[0], whose[1], whose[0], whose[2], whose[3]):
         assert await size(cache, one) == 10
-        assert cache.approximate_bytes <= 3 * one_user
+        assert cache.approximate_bytes <= limit
     assert cache.ready(whose[3]) is not None
     assert cache.ready(whose[1]) is None
     await cache.stop()
 
 
 async def test_what_one_request_needs_does_not_push_itself_out(
-    store: SlowStore, make: MakeMemory, agent: Namespace
+    store: SlowStore, make: MakeMemory, agent: Namespace, asking: Asking
 ) -> None:
     u1, u2 = replace(agent, user_id="u1"), replace(agent, user_id="u2")
     for one in (agent, u1, u2):
         store.add_many([make(f"tea {n}", one) for n in range(10)])
-    cache = NamespaceCache(store, Index().approximate_bytes + 10 * 1_300)
+    cache = NamespaceCache(store, asking.indexer, one_user(asking, make))
     for user, snapshots in ((u1, 2), (u1, 2), (u2, 3), (u2, 3)):
         assert await size(cache, user) == 20
         assert store.snapshots == snapshots
@@ -217,13 +231,80 @@ async def test_what_one_request_needs_does_not_push_itself_out(
 
 
 async def test_loads_that_end_after_the_wall_do_not_push_each_other_out(
-    store: SlowStore, make: MakeMemory, agent: Namespace
+    store: SlowStore, make: MakeMemory, agent: Namespace, indexer: WindowIndexer
 ) -> None:
     user = replace(agent, user_id="u1")
     store.add_many([make("tea"), make("tea", user)])
-    cache = NamespaceCache(store, 1)
+    cache = NamespaceCache(store, indexer, 1)
     store.may_read.clear()
     assert await cache.wait(user, 0.01) is None
     store.may_read.set()
     await cache.stop()
     assert cache.ready(user) is not None
+
+
+def contents(indexes: Sequence[Index] | None) -> set[str]:
+    assert indexes is not None
+    return {index.memory(slot).content for index in indexes for slot in range(index.slots)}
+
+
+async def test_a_cold_namespace_is_answered_from_candidates_and_loaded_behind(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, indexer: WindowIndexer
+) -> None:
+    store.add_many([make("green tea"), make("milk")])
+    store.may_read.clear()
+    found = await cache.find(agent, indexer.question("my tea"), time.monotonic() + LONG_S)
+    assert contents(found) == {"green tea"}
+    store.may_read.set()
+    whole = await cache.find(agent, indexer.question("my tea"), time.monotonic() + LONG_S)
+    assert whole is not None
+    assert await size(cache, agent) == 2
+
+
+async def test_features_of_another_indexer_are_made_anew(
+    store: SlowStore, make: MakeMemory, agent: Namespace, indexer: WindowIndexer, tmp_path: Path
+) -> None:
+    bare = SqliteMemoryStore.open(f"sqlite:///{tmp_path}/memories.db")
+    turns = [make(text, session_id="s", turn_index=n) for n, text in enumerate(["a harbour", "green tea", "milk"])]
+    bare.add_many(turns[:2])
+    cache = NamespaceCache(store, indexer, 10_000_000)
+    assert await size(cache, agent) == 2
+    bare.add(turns[2])
+    assert await size(cache, agent) == 3
+    bare.close()
+    (index,) = cache.ready(agent) or ()
+    expected = indexer.features([turns[2]], [turns[:2]])[0]
+    slot = next(slot for slot in range(3) if index.memory(slot).content == "milk")
+    assert index.vectors is not None
+    vector = np.frombuffer(expected.vector, "<f2").astype(np.float32)
+    assert index.vectors.cosines(np.array([slot]), vector)[0] > 0.99
+    await cache.stop()
+
+
+async def test_an_index_does_not_change_while_a_thread_reads_it(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+) -> None:
+    store.add(make("tea"))
+    await size(cache, agent)
+    held = cache.ready(agent)
+    assert held is not None
+    async with cache.reading(held):
+        store.add(make("milk"))
+        assert await cache.wait(agent, 0.1) is None
+        assert len(held[0]) == 1
+    assert await size(cache, agent) == 2
+
+
+async def test_many_vectors_get_lists_behind_the_requests(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors_module, "MOST_FLAT", 200)
+    monkeypatch.setattr(vectors_module, "FEW_LISTS", 4)
+    store.add_many([make(f"tea {n}") for n in range(201)])
+    assert await size(cache, agent) == 201
+    (index,) = cache.ready(agent) or ()
+    before = cache.approximate_bytes
+    await cache.settle(agent)
+    assert index.vectors is not None
+    assert not index.vectors.wants_lists
+    assert cache.approximate_bytes > before

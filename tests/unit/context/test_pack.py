@@ -7,15 +7,18 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.context.pack import Exclusion, chronological, pack
+from extproc.context.order import chronological
+from extproc.context.pack import Exclusion, pack
 from extproc.context.score import Scored
 from extproc.memory.model import Memory
 
 MakeMemory = Callable[..., Memory]
 
 
-def candidates(make: MakeMemory, *sizes: int, relevance: float = 0.5) -> list[Scored]:
-    return [Scored(replace(make("x"), content_tokens=size), 0.5, relevance, 0.5, 0.5, 0.8) for size in sizes]
+def candidates(make: MakeMemory, *sizes: int, composite: float = 0.5, **given: object) -> list[Scored]:
+    return [
+        Scored(replace(make("x", **given), content_tokens=size), composite, 0.5, 0.5, 0.5, 0.5, 0.8) for size in sizes
+    ]
 
 
 def fates(scored: list[Scored], tokens: int, most: int = 50, required: float = 0.0) -> list[str]:
@@ -37,8 +40,8 @@ def test_no_more_than_asked_for(make: MakeMemory) -> None:
 
 
 def test_below_the_gate_is_filtered(make: MakeMemory) -> None:
-    assert fates(candidates(make, 1, relevance=0.3), tokens=99, required=0.31) == ["filter"]
-    assert fates(candidates(make, 1, relevance=0.3), tokens=99, required=0.3) == ["included"]
+    assert fates(candidates(make, 1, composite=0.3), tokens=99, required=0.31) == ["filter"]
+    assert fates(candidates(make, 1, composite=0.3), tokens=99, required=0.3) == ["included"]
 
 
 @given(
@@ -67,6 +70,32 @@ def test_never_over_the_budget_and_nothing_left_out_that_fits(
         assert all(cost > left for cost in skipped)
 
 
+def test_the_first_of_a_session_and_day_pays_for_the_date_line(make: MakeMemory) -> None:
+    scored = [
+        *candidates(make, 10, 10, session_id="a"),
+        *candidates(make, 10, session_id="b"),
+        *candidates(make, 10, 10),
+    ]
+    packed = pack(scored, tokens=99, max_memories=9, required=0, cost=lambda one: one.content_tokens, group_cost=7)
+    assert [one.tokens for one in packed] == [17, 10, 17, 17, 10]
+
+
+def test_what_stands_has_a_small_share_of_its_own_and_the_rest_competes(make: MakeMemory) -> None:
+    standing = candidates(make, 10, 10, composite=0.0)
+    scored = candidates(make, 60, 30)
+    packed = pack(
+        [*scored, standing[1]],
+        tokens=100,
+        max_memories=9,
+        required=0.4,
+        cost=lambda one: one.content_tokens,
+        standing=standing,
+    )
+    assert [(one.scored.memory.content_tokens, str(one.exclusion)) for one in packed] == [
+        (10, "included"), (60, "included"), (30, "included"), (10, "filter"),
+    ]  # fmt: skip
+
+
 def test_sessions_stay_together_in_order_of_time(make: MakeMemory) -> None:
     born = make("x").created_at
 
@@ -75,6 +104,6 @@ def test_sessions_stay_together_in_order_of_time(make: MakeMemory) -> None:
             f"{hour}{session}{turn}", created_at=born + timedelta(hours=hour), session_id=session, turn_index=turn
         )
 
-    expected = [at(1, "b"), at(4, "b", 1), at(4, "b", 2), at(2, None), at(3, "a"), at(5, "a"), at(6, None)]
-    shuffled = [expected[n] for n in (6, 3, 0, 5, 2, 4, 1)]
+    expected = [at(1, "b"), at(4, "b", 1), at(4, "b", 2), at(2, None), at(6, None), at(3, "a"), at(5, "a")]
+    shuffled = [expected[n] for n in (4, 3, 0, 5, 2, 6, 1)]
     assert chronological(shuffled) == expected

@@ -29,12 +29,16 @@ from typing_extensions import override
 
 from extproc.context import service as service_module
 from extproc.context.service import SERVICE_NAME, ContextService
+from extproc.memory.features import Row, open_indexer
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.sqlite import SqliteMemoryStore
 from extproc.memory.store import Snapshot, StoreError
 from extproc.settings import EngineSettings
 
 MakeMemory = Callable[..., Memory]
+
+
+INDEXER = open_indexer()
 
 
 class FreeStore(SqliteMemoryStore):
@@ -48,10 +52,14 @@ class FreeStore(SqliteMemoryStore):
         with super().snapshot(self.between(partition)) as snapshot:
             yield snapshot
 
+    @override
+    def candidates(self, namespace: Namespace, *args: Any, **given: Any) -> list[Row]:
+        return super().candidates(self.between(namespace), *args, **given)
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[FreeStore]:
-    opened = FreeStore.open(f"sqlite:///{tmp_path}/memories.db")
+    opened = FreeStore.open(f"sqlite:///{tmp_path}/memories.db", INDEXER)
     assert isinstance(opened, FreeStore)
     yield opened
     opened.close()
@@ -90,7 +98,7 @@ class Running:
     def __init__(self, store: SqliteMemoryStore, agent: Namespace, **given: Any) -> None:
         self.registry = CollectorRegistry()
         given = {"retrieval_wall_ms": 2000, **given}
-        self.service = ContextService(store, EngineSettings(**given), self.registry)
+        self.service = ContextService(store, INDEXER, EngineSettings(**given), self.registry)
         self.agent = agent
 
     async def __aenter__(self) -> Client:
@@ -114,8 +122,11 @@ async def client(store: FreeStore, agent: Namespace) -> AsyncIterator[Client]:
         yield client
 
 
-def texts(response: pb.AssembleContextResponse) -> list[str | None]:
-    return [item.text for item in ET.fromstring(response.assembled_context)] if response.assembled_context else []
+def texts(response: pb.AssembleContextResponse) -> list[str]:
+    """Of the memories; a date line may follow one."""
+    block = response.assembled_context
+    items = ET.fromstring(block) if block else ()
+    return [re.sub(r"\n(?:\d{4}-\d\d-\d\d\n)?$", "", item.tail or "") for item in items]
 
 
 class TestAssembleContext:
@@ -130,14 +141,15 @@ class TestAssembleContext:
             or len(texts(answer)) == 2
         )
         assert (answer.request_id, answer.trace_id, answer.span_id) == ("r", "t", "s")
-        assert answer.score_schema == "ibex.lexical.v1"
+        assert answer.score_schema == "ibex.hybrid.v1"
         assert (answer.memories_included, answer.directive_tokens, answer.history_tokens) == (2, 0, 0)
         assert answer.tokens_used == answer.memory_tokens > 60
-        assert answer.metrics.candidates_evaluated == 2
+        assert answer.metrics.candidates_evaluated == 3
         best = answer.memories_used[0]
         assert (best.memory_id, best.rank, best.exclusion, best.category) == (memory.id, 1, "included", "factual")
         assert 0 < best.composite_score < 1
-        assert best.relevance_score == best.similarity > 0.15
+        assert 1 > best.relevance_score > 0.2
+        assert 1 > best.similarity > 0.2
         assert (best.recency_score, best.usefulness_score) == (1.0, 0.5)
         assert best.confidence == pytest.approx(0.8)
         assert best.token_estimate > memory.content_tokens
@@ -331,7 +343,7 @@ class TestSearchMemories:
         store.add_many([blue, make("the sky is blue", category="episodic"), make("tea")])
         everything = await client.search("why is the sky blue")
         assert [memory.content for memory in everything.memories] == ["the sky is blue", "likes blue ink"]
-        assert everything.total_candidates == 2
+        assert everything.total_candidates == 3
         assert re.fullmatch(r"2025-06-01T12:00:00Z", everything.memories[0].created_at)
         for given_ in ({"tags": ["pens", "x"]}, {"categories": ["factual"]}):
             assert [memory.id for memory in (await client.search("sky blue", **given_)).memories] == [blue.id]

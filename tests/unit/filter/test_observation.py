@@ -80,6 +80,7 @@ class Watched:
     response_headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = SSE
     context: Mapping[str, str | float | bool] = field(default_factory=dict)
+    gate: Mapping[str, str | float | bool] = field(default_factory=dict)
     cluster: str = "provider_openai"
     details: str = "via_upstream"
     answer: Sequence[bytes] = (ANSWER,)
@@ -116,7 +117,9 @@ class Watched:
         if self.status is not None:
             headers = {":status": self.status, "content-type": self.content_type, **self.response_headers}
             ends = not self.answer and self.answer_ends
-            one.see_response_headers(headers, self.context, self.cluster, self.details, 10.0, end_of_stream=ends)
+            one.see_response_headers(
+                headers, self.context, self.cluster, self.details, 10.0, end_of_stream=ends, gate=self.gate
+            )
 
     def show_answer(self, one: Observation) -> None:
         for at, chunk in enumerate(self.answer):
@@ -432,6 +435,9 @@ def error_event(code: str) -> bytes:
         ({"status": "403", "details": "ext_authz_denied"}, End.DENIED, False),
         ({"status": "401", "details": "ext_authz_denied"}, End.DENIED, False),
         ({"status": "429", "details": "ext_authz_denied"}, End.DENIED, False),
+        ({"status": "400", "details": "ext_authz_denied"}, End.DENIED, False),
+        ({"status": "503", "details": "ext_authz_denied"}, End.DENIED, False),
+        ({"status": "400", "details": "rbac_access_denied_matched_policy[none]"}, End.PROVIDER_ERROR, False),
         ({"status": "401", "details": "jwt_authn_access_denied{Jwt_is_missing}"}, End.DENIED, False),
         ({"status": "403", "details": "rbac_access_denied_matched_policy[none]"}, End.DENIED, False),
         ({"status": "403", "details": "ext_authz_denied", "lost": True, "answer_ends": False}, End.DENIED, False),
@@ -443,6 +449,21 @@ def test_how_an_exchange_ended(given: dict[str, Any], end: End, has_checkpoint: 
     assert (found.end, found.has_checkpoint) == (end, has_checkpoint)
     assert found.is_complete == (end is End.COMPLETE)
     assert (observed.text is not None) == has_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("gate", "auth_ms"),
+    [
+        ({"auth_ms": 1.25}, 1.25),
+        ({}, 0.0),
+        ({"auth_ms": -1.0}, 0.0),
+        ({"auth_ms": float("nan")}, 0.0),
+        ({"auth_ms": "soon"}, 0.0),
+        ({"auth_ms": 1e300}, 2**31 - 1),
+    ],
+)
+def test_how_long_the_gate_took_is_what_the_gate_says(gate: dict[str, Any], auth_ms: float) -> None:
+    assert turn(gate=gate).auth_ms == auth_ms
 
 
 def test_a_client_that_leaves_at_the_last_event_got_the_whole_answer() -> None:

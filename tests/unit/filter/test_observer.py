@@ -168,6 +168,17 @@ async def ended(call: ProcessCall) -> grpc.StatusCode:
     return await call.code()
 
 
+async def test_how_long_the_gate_took_comes_as_metadata(observer: Filter, kept: Kept) -> None:
+    message = response_headers({"org_id": ORG, "agent_id": AGENT})
+    gate = struct_pb2.Struct()
+    gate.update({"auth_ms": 1.25, "decision": "allowed"})
+    message.metadata_context.filter_metadata["envoy.filters.http.ext_authz"].CopyFrom(gate)
+    call = await show(observer, *BEGINNING[:2], message, response_chunk(ends=True))
+    await ended(call)
+    [observed] = await kept.wait()
+    assert observed.turn.auth_ms == 1.25
+
+
 async def test_an_exchange_is_one_turn_and_gets_no_reply(observer: Filter, kept: Kept) -> None:
     call = await show(observer, *EXCHANGE, metadata=(("traceparent", TRACEPARENT),))
     assert await ended(call) is grpc.StatusCode.OK

@@ -107,6 +107,28 @@ def test_forget_asks_and_leaves_the_others(shell: Shell) -> None:
     assert shell.json("forget", "--all", "--yes") == {"removed": 0}
 
 
+def test_a_memory_is_pinned_and_no_longer_pinned(shell: Shell) -> None:
+    added = shell.json("add", "The user's name is Ada.")
+    for options, is_pinned in (([], True), (["--off"], False)):
+        assert shell.json("pin", added["id"], *options) == {"pinned": is_pinned}
+        (listed,) = shell.json("list")
+        assert (listed["metadata"].get("pinned") is True) == is_pinned
+    result = shell.run("pin", added["id"], "--user", "u1")
+    assert result.exit_code == 2
+    assert "memory list" in result.stderr
+
+
+def test_memories_of_another_model_are_computed_anew(shell: Shell) -> None:
+    shell.json("add", "likes tea")
+    raw = sqlite3.connect(shell.data / "memories.db")
+    raw.execute("UPDATE memories SET features_version = 'old'")
+    raw.commit()
+    raw.close()
+    for expected in (1, 0):
+        result = CliRunner().invoke(app, ["reindex", "--data", str(shell.data), "--json"], catch_exceptions=False)
+        assert json.loads(result.stdout) == {"reindexed": expected}
+
+
 def test_export_and_import_carry_everything_over(shell: Shell, tmp_path: Path) -> None:
     for text in ("The user's name is Ada.", "Zeile\nzwei: ß 😀"):
         shell.json("add", text)
@@ -249,7 +271,7 @@ def test_the_environment_names_the_store(tmp_path: Path, monkeypatch: pytest.Mon
     arguments = ["add", "tea", "--org", ORG, "--agent", AGENT]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert (tmp_path / "state" / "memories.db").exists()
-    monkeypatch.setenv("IBEX_DATABASE_URL", "postgresql://localhost/x")
+    monkeypatch.setenv("IBEX_DATABASE_URL", "mysql://localhost/x")
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert "sqlite:///PATH" in result.stderr

@@ -1,20 +1,29 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from extproc.memory.database import Database, migrate, open_engine, shown_url
-from extproc.memory.schema import api_tokens, metadata, sessions
+from extproc.memory.migrations import config
+from extproc.memory.model import Memory, Namespace
+from extproc.memory.reindex import reindex
+from extproc.memory.rows import COLUMNS
+from extproc.memory.schema import api_tokens, sessions
 from extproc.memory.sqlite import SqliteMemoryStore
-from extproc.memory.store import StoreError
+from extproc.memory.store import StoreError, Version
 from extproc.settings import StoreSettings, load
+from tests.unit.memory.stub_indexer import StubIndexer
 
 SECRET = "open-sesame"
 
@@ -171,17 +180,56 @@ def test_tables_of_a_newer_release_are_an_error(tmp_path: Path) -> None:
         migrate(url)
 
 
+def migrate_to(revision: str, url: str) -> sqlite3.Connection:
+    """As a release of that time would have; the connection is to be closed."""
+    engine = open_engine(url)
+    with engine.connect() as connection, connection.begin():
+        settings = config()
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, revision)
+    engine.dispose()
+    return sqlite3.connect(url.removeprefix("sqlite:///"))
+
+
 def test_a_database_of_the_first_migration_gets_the_others(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/memories.db"
-    migrate(url)
-    raw = sqlite3.connect(tmp_path / "memories.db")
-    for table in reversed(metadata.sorted_tables):
-        if table.name not in {"memories", "memory_versions"}:
-            raw.execute(f"DROP TABLE {table.name}")
-    raw.execute("UPDATE alembic_version SET version_num = '0001'")
-    raw.commit()
-    raw.close()
+    migrate_to("0001", url).close()
     database = Database(url)
     assert database.run(lambda connection: connection.execute(sessions.select()).all()) == []
     assert database.run(lambda connection: connection.execute(api_tokens.select()).all()) == []
     database.close()
+
+
+def test_memories_from_before_features_are_all_kept_and_get_them(
+    tmp_path: Path, agent: Namespace, make: Callable[..., Memory]
+) -> None:
+    url = f"sqlite:///{tmp_path}/memories.db"
+    raw = migrate_to("0003", url)
+    old = [make(f"fact {n}", session_id="s", turn_index=n, metadata={"tags": ["a"]}) for n in range(600)]
+    names = [column.name for column in COLUMNS]
+    raw.executemany(
+        f"INSERT INTO memories ({', '.join(names)}, revision) VALUES ({', '.join('?' * len(names))}, 7)",
+        [[_raw(getattr(memory, name)) for name in names] for memory in old],
+    )
+    raw.execute("INSERT INTO memory_versions VALUES (?, ?, 7, 3)", (agent.org_id, agent.agent_id))
+    raw.commit()
+    raw.close()
+    store = SqliteMemoryStore.open(url, StubIndexer())
+    with store.snapshot(agent) as snapshot:
+        assert snapshot.version == Version(7, 3)
+        assert sorted((row.memory for batch in snapshot.active() for row in batch), key=_turn) == old
+    assert reindex(store, StubIndexer(), batch=250) == 600
+    store.add(make("fact new"))
+    assert {row.memory.content for row in store.candidates(agent, ["5"], None)} == {f"fact {n}" for n in range(3, 8)}
+    assert len(store.candidates(agent, ["new"], None)) == 1
+    store.close()
+
+
+def _raw(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S.%f")
+    return json.dumps(value) if isinstance(value, dict) else value
+
+
+def _turn(memory: Memory) -> int:
+    return memory.turn_index or 0

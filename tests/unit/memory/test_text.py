@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.memory.text import Subject, parse_query, stems
+from extproc.memory.text import Moment, Subject, parse_query, stems
 from extproc.memory.tokens import estimate_tokens
 
 
@@ -41,7 +41,7 @@ def test_lines_together_never_cost_more_than_alone(texts: list[str]) -> None:
 
 def test_a_query_loses_question_words_and_repetitions() -> None:
     assert parse_query("Please tell me: what kind of dog is my dog?").stems == ("dog",)
-    assert parse_query("who am I?").stems == ()
+    assert parse_query("what are they?").stems == ()
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,47 @@ def test_estimates_stay_between_a_third_under_and_thrice_over(text: str, o200k: 
     """The counts are those of OpenAI's two vocabularies."""
     assert 0.67 * o200k <= estimate_tokens(text) <= 3 * o200k
     assert 0.67 * cl100k <= estimate_tokens(text) <= 2 * cl100k
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("What is the current port?", Moment.LATEST),
+        ("Where do I live now?", Moment.LATEST),
+        ("Do I still smoke?", Moment.LATEST),
+        ("Where did I live before?", Moment.PAST),
+        ("Which editor did I use to love, previously?", Moment.PAST),
+        ("Where I used to work", Moment.PAST),
+        ("Where do I live?", Moment.ANY),
+        ("a knowledge base", Moment.ANY),
+    ],
+)
+def test_the_time_that_a_query_asks_about(text: str, moment: Moment) -> None:
+    assert parse_query(text).moment is moment
+
+
+@pytest.mark.parametrize(
+    ("text", "dates"),
+    [
+        ("on 7 May 2023", [(2023, 5, 7)]),
+        ("on the 7th of May", [(None, 5, 7)]),
+        ("May 7th, 2023", [(2023, 5, 7)]),
+        ("in December 2022 or in june", [(2022, 12, None), (None, 6, None)]),
+        ("2023-05-07 and 2023-05", [(2023, 5, 7), (2023, 5, None)]),
+        ("may I march on", []),
+        ("Marching in Mayfair", []),
+        ("version 12-05", []),
+    ],
+)
+def test_dates_that_a_query_writes(text: str, dates: list[tuple[int | None, int, int | None]]) -> None:
+    assert list(parse_query(text).dates) == dates
+
+
+def test_an_idiom_is_looked_up_by_what_it_means() -> None:
+    assert parse_query("Who am I?").stems == ("name",)
+    assert {"job", "work"} <= set(parse_query("What do I do for a living?").stems)
+
+
+def test_each_stem_keeps_its_word() -> None:
+    query = parse_query("running Dogs and dogs")
+    assert dict(zip(query.stems, query.words, strict=True)) == {"run": "running", "dog": "dogs"}

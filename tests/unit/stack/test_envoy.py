@@ -9,6 +9,7 @@ import ssl
 import stat
 import time
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import yaml
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address, EnvoyError, Plan, Provider
+from extproc.stack.keys import Key
 
 FILES: tuple[Literal["envoy.yaml"], Literal["dropin.yaml"]] = ("envoy.yaml", "dropin.yaml")
 LISTEN, ADMIN = Address("127.0.0.1", 18080), Address("127.0.0.1", 19901)
@@ -63,10 +65,38 @@ class TestShipped:
             both.append((context, envoy._http_filter(config, "strip"), envoy._cluster(config, "extproc_filter")))
         assert both[0] == both[1]
 
-    def test_no_answer_is_cut_off_and_no_request_is_sent_twice(self, config: envoy.Node) -> None:
+    def test_the_gate_fails_closed_and_comes_before_whatever_reads_a_body(self, gateway: envoy.Node) -> None:
+        gate = envoy._http_filter(gateway, "ibex.gate")["typed_config"]
+        assert gate["failure_mode_allow"] is False
+        assert gate["status_on_error"] == {"code": "ServiceUnavailable"}
+        assert "disabled" not in envoy._http_filter(gateway, "ibex.gate")
+        assert "ibex.gate" not in str(envoy._routes(gateway)), "no route goes round it"
+        names = [entry["name"] for entry in envoy._http_managers(gateway)[0]["http_filters"]]
+        order = ["query_credentials", "ibex.observer", "ibex.gate", "body", "model", "ibex.context", "strip"]
+        assert [name for name in names if name in order] == order
+        cluster = envoy._cluster(gateway, "extproc_gate")
+        assert cluster["common_lb_config"] == {"healthy_panic_threshold": {"value": 0}}
+
+    def test_the_gate_of_your_own_envoy_is_the_same_one(self, gateway: envoy.Node) -> None:
+        """dropin.yaml shows it in comments."""
+        lines = [line.strip() for line in envoy.shipped("dropin.yaml").read_text(encoding="utf-8").splitlines()]
+        start = lines.index("# - name: ibex.gate")
+        shown = takewhile(lambda line: line.startswith("#"), lines[start:])
+        plain = {entry["name"]: entry for entry in yaml.safe_load("\n".join(line[2:] for line in shown))}
+        assert plain["ibex.gate"] == envoy._http_filter(gateway, "ibex.gate")
+        assert plain["extproc_gate"] == envoy._cluster(gateway, "extproc_gate")
+
+    def test_no_answer_is_cut_off(self, config: envoy.Node) -> None:
         actions = [route["route"] for route in envoy._routes(config) if "route" in route]
         assert actions
-        assert all(action["timeout"] == "0s" and "retry_policy" not in action for action in actions)
+        assert all(action["timeout"] == "0s" for action in actions)
+
+    def test_a_request_is_sent_again_only_while_nobody_can_have_read_it(self, config: envoy.Node) -> None:
+        hosts = [host for manager in envoy._http_managers(config) for host in manager["route_config"]["virtual_hosts"]]
+        policies = [place["retry_policy"] for place in hosts if "retry_policy" in place]
+        assert not any("retry_policy" in route.get("route", {}) for route in envoy._routes(config))
+        for policy in policies:
+            assert policy["retry_on"] == "connect-failure,refused-stream,reset-before-request"
 
     def test_no_cluster_runs_into_envoys_default_limits(self, config: envoy.Node) -> None:
         """1,024 streams for each cluster: fewer than a gateway has chats."""
@@ -97,6 +127,64 @@ class TestShipped:
         assert envoy.shipped("envoy.yaml") == installed
 
 
+class TestHttps:
+    def test_the_lines_to_take_the_hash_from_are_those_that_are_tested(self, gateway: envoy.Node) -> None:
+        lines = envoy.shipped("envoy.yaml").read_text(encoding="utf-8").splitlines()
+        begin = next(at for at, line in enumerate(lines) if line.startswith("    # - transport_socket_connect_timeout"))
+        end = next(at for at, line in enumerate(lines) if line.startswith("    #   filters:"))
+        assert lines[end + 1] == "    - filters:"
+        freed = [line.replace("# ", "", 1) for line in lines[begin : end + 1]]
+        (chain,) = yaml.safe_load("\n".join([*lines[:begin], *freed, *lines[end + 2 :]]))["static_resources"][
+            "listeners"
+        ][0]["filter_chains"]
+        certificate = envoy.Certificate(Path("/etc/envoy/tls/tls.crt"), Path("/etc/envoy/tls/tls.key"))
+        rendered = envoy.render(gateway, plan(tls=certificate, observers=[LISTEN], collector=LISTEN))
+        (ours,) = rendered["static_resources"]["listeners"][0]["filter_chains"]
+        names = ("transport_socket", "transport_socket_connect_timeout")
+        assert {name: chain[name] for name in names} == {name: ours[name] for name in names}
+        assert chain["filters"][0]["name"] == ours["filters"][0]["name"]
+
+    def test_without_a_certificate_it_is_plain(self, config: envoy.Node) -> None:
+        assert "DownstreamTlsContext" not in str(envoy.render(config, plan()))
+
+
+class TestKeys:
+    def test_with_key_files_nothing_comes_from_the_environment(self, gateway: envoy.Node) -> None:
+        rendered = envoy.render(gateway, plan(key_files=Path("/keys")))
+        assert "%ENVIRONMENT(" not in str(rendered)
+        for name in ("openai", "anthropic", "gemini", "selfhosted"):
+            cluster = envoy._cluster(rendered, f"provider_{name}")
+            (options,) = cluster["typed_extension_protocol_options"].values()
+            order = [entry["name"] for entry in options["http_filters"]]
+            assert order == ["credentials", "key", "envoy.filters.http.upstream_codec"]
+            assert f"/keys/{name}.yaml" in str(options["http_filters"][1])
+
+    def test_the_key_of_a_given_provider_is_the_only_one(self, gateway: envoy.Node) -> None:
+        rendered = envoy.render(gateway, plan(provider=Provider(LISTEN, key=Key("ONE"))))
+        assert str(rendered).count("%ENVIRONMENT(ONE)%") == len(provider_clusters(rendered))
+        assert str(rendered).count("%ENVIRONMENT(") == len(provider_clusters(rendered))
+
+    def test_a_provider_without_a_key_gets_none(self, gateway: envoy.Node) -> None:
+        rendered = envoy.render(gateway, plan(provider=Provider(LISTEN)))
+        assert "%ENVIRONMENT(" not in str(rendered)
+        assert "anthropic-version" in str(rendered)
+
+    def test_no_credential_of_a_caller_passes(self, gateway: envoy.Node) -> None:
+        (host,) = envoy._http_managers(gateway)[0]["route_config"]["virtual_hosts"]
+        assert {"authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "api-key", "cookie"} <= set(
+            host["request_headers_to_remove"]
+        )
+
+    def test_the_shipped_providers_are_checked_and_named(self, gateway: envoy.Node) -> None:
+        for cluster in provider_clusters(gateway):
+            (address,) = endpoints(gateway, cluster["name"])
+            assert ("transport_socket" in cluster) == (address[1] == 443)
+            if "transport_socket" in cluster:
+                tls = cluster["transport_socket"]["typed_config"]
+                assert tls["auto_host_sni"] is tls["auto_sni_san_validation"] is True
+                assert "trusted_ca" in tls["common_tls_context"]["validation_context"]
+
+
 class TestLoad:
     @pytest.mark.parametrize("text", ["", "[]", "a: [", "\x00"])
     def test_what_is_no_configuration_is_an_error(self, tmp_path: Path, text: str) -> None:
@@ -113,7 +201,7 @@ class TestLoad:
 class TestRender:
     def test_the_given_configuration_stays_as_it_is(self, config: envoy.Node) -> None:
         before = copy.deepcopy(config)
-        envoy.render(config, plan(filters=[LISTEN], provider=Provider(LISTEN), org_id="o", agent_id="a"))
+        envoy.render(config, plan(filters=[LISTEN], provider=Provider(LISTEN)))
         assert config == before
 
     def test_without_an_observer_nothing_is_left_of_it(self, config: envoy.Node) -> None:
@@ -148,7 +236,9 @@ class TestRender:
             assert endpoints(rendered, cluster["name"]) == [("127.0.0.1", 3)]
             assert cluster["type"] == "STATIC"
 
-    def test_identity(self, config: envoy.Node) -> None:
+    def test_identity(self) -> None:
+        """Of the configuration without a gate."""
+        config = envoy.load(envoy.shipped("dropin.yaml"))
         shipped = envoy._http_filter(config, "identity")["typed_config"]["metadata"][0]["value"]
         rendered = envoy.render(config, plan(org_id="org"))
         value = envoy._http_filter(rendered, "identity")["typed_config"]["metadata"][0]["value"]
@@ -164,7 +254,6 @@ class TestRender:
     def test_a_name_that_is_not_there_is_an_error(self, gateway: envoy.Node) -> None:
         with pytest.raises(EnvoyError, match="no cluster named 'nobody'; it has: extproc_filter"):
             envoy.set_cluster(gateway, "nobody", [LISTEN])
-        envoy._http_filter(gateway, "identity")["name"] = "renamed"
         with pytest.raises(EnvoyError, match="no HTTP filter named 'identity'"):
             envoy.render(gateway, plan(org_id="o"))
         gateway["static_resources"]["listeners"] *= 2
@@ -193,7 +282,7 @@ class TestRemoteProvider:
         rendered = envoy.render(config, plan(provider=Provider.parse("https://api.example.com/v1", ca_file)))
         for cluster in provider_clusters(rendered):
             assert endpoints(rendered, cluster["name"]) == [("api.example.com", 443)]
-            assert cluster["type"] == "LOGICAL_DNS"
+            assert cluster["type"] == "STRICT_DNS"
             tls = cluster["transport_socket"]["typed_config"]
             assert tls["sni"] == "api.example.com"
             validation = tls["common_tls_context"]["validation_context"]

@@ -160,6 +160,8 @@ def test_what_cannot_be_used_is_refused_without_showing_it(url: str, problem: st
     with pytest.raises(BrokerUrlError) as refused:
         Broker.parse(url)
     assert str(refused.value).startswith("IBEX_BROKER_URL")
+    with pytest.raises(BrokerUrlError, match=r"^IBEX_REDIS_URL cannot be used: "):
+        Broker.parse(url, "IBEX_REDIS_URL")
     assert problem in str(refused.value)
     assert SECRET not in "".join(traceback.format_exception(refused.value))
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.gate.redis_link import LinkProblem, RedisLink, Refusal, Wire, _NotRedis, encode_command, read_reply
+from extproc.redis.link import LinkProblem, RedisLink, Refusal, Wire, _NotRedis, encode_command, read_reply
 from extproc.turns.broker import Broker
 
 

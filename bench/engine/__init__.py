@@ -1,0 +1,1 @@
+"""How fast the engine answers, and what it holds, by the size of a namespace (see bench/README.md)."""

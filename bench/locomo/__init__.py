@@ -1,0 +1,1 @@
+"""How much of LoCoMo's evidence the engine finds (see bench/README.md)."""

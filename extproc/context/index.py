@@ -1,0 +1,475 @@
+"""One partition of a namespace (an agent's memories, or one user's) as arrays in the process. Pure.
+
+A memory is a slot: a row of columns, a span of a blob, a span of word ids, a vector, its postings. Slots only grow;
+what is removed or replaced stays behind as a dead one until the index is loaded anew. Memory objects are made when
+asked for. Any number of threads may read, while none writes.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from extproc.context.postings import Postings
+from extproc.context.vectors import Vectors
+from extproc.memory.features import subject
+from extproc.memory.model import Category, Memory, Namespace, Source, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from extproc.memory.features import Row
+
+__all__ = ["NONE", "Index"]
+
+NONE = -1
+"""No slot, no session, no subject."""
+
+
+class _Slot(NamedTuple):
+    """Times in microseconds since 1970; texts as places in the blob, names as numbers of a list."""
+
+    id_high: int
+    id_low: int
+    blob: int
+    words: int
+    confidence: float
+    usefulness: float
+    created: int
+    updated: int
+    valid_from: int
+    valid_until: int
+    retrieved: int
+    content_bytes: int
+    metadata_bytes: int
+    tokens: int
+    word_count: int
+    retrievals: int
+    session: int
+    turn: int
+    previous: int
+    next: int
+    subject: int
+    owner: int
+    category: int
+    status: int
+    source: int
+
+
+_FORMATS = "u8 u8 i8 i8 f8 f8 i8 i8 i8 i8 i8 i4 i4 i4 i4 i4 i4 i4 i4 i4 i4 i4 u1 u1 u1"
+_COLUMNS = np.dtype(list(zip(_Slot._fields, _FORMATS.split(), strict=True)))
+
+_HASH_BYTES = 32
+"""Of the content's hash, which lies behind content and metadata."""
+_CATEGORIES, _STATUSES, _SOURCES = list(Category), list(Status), list(Source)
+_CATEGORY = {one: number for number, one in enumerate(_CATEGORIES)}
+_STATUS = {one: number for number, one in enumerate(_STATUSES)}
+_SOURCE = {one: number for number, one in enumerate(_SOURCES)}
+_NO_TIME = np.iinfo(np.int64).min
+_NO_TURN = -1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+_KEPT = (Status.ACTIVE, Status.SUPERSEDED)
+"""What is held; the superseded only answer a query about the past."""
+_PROFILE_SLOTS = frozenset({"name", "language", "pronouns", "time_zone", "timezone", "tone", "locale"})
+"""Of `slot` in the metadata: what a reader should know of a user whatever is asked."""
+MOST_DEAD = 4096
+"""Slots left behind by removals, or memories added one by one, after which loading anew is better; or an eighth of
+all, when that is more."""
+_NAME_BYTES = 150  # a session id or subject with its place in a list and a dictionary
+
+
+class Index:
+    def __init__(self, partition: Namespace, rows: Sequence[Row] = ()) -> None:
+        self.partition = partition
+        self.postings = Postings()
+        self.vectors: Vectors | None = None
+        self._columns = _Grown(_COLUMNS)
+        self._words = _Grown(np.dtype("<u2"))
+        self._blob = bytearray()
+        self._sessions = _Names()
+        self._session_last: dict[int, int] = {}
+        self._session_sizes: dict[int, int] = {}
+        self._subjects = _Names()
+        self._owners: list[Namespace] = [partition]
+        self._superseded_by: dict[int, str] = {}
+        self._slot_of: dict[str, int] | None = None
+        self._dead: set[int] = set()
+        self._limited: set[int] = set()
+        self._tagged: dict[str, set[int]] = {}
+        self.pinned: set[int] = set()
+        self.profile: set[int] = set()
+        self._appended = 0
+        if rows:
+            self.load([rows])
+
+    def __len__(self) -> int:
+        return len(self._columns) - len(self._dead)
+
+    @property
+    def slots(self) -> int:
+        """Dead ones included."""
+        return len(self._columns)
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether loading it anew is due: much was removed or added one by one."""
+        return len(self._dead) + self._appended > max(MOST_DEAD, self.slots // 8)
+
+    @property
+    def nbytes(self) -> int:
+        """Approximately what the process holds for it."""
+        names = len(self._sessions) + len(self._subjects)
+        ids = 0 if self._slot_of is None else 150 * len(self._slot_of)
+        vectors = 0 if self.vectors is None else self.vectors.nbytes
+        arrays = self._columns.nbytes + self._words.nbytes + len(self._blob)
+        return 4_000 + arrays + self.postings.nbytes + vectors + ids + _NAME_BYTES * names
+
+    def load(self, batches: Iterable[Sequence[Row]], breathe: Callable[[], None] = lambda: None) -> None:
+        """Everything at once, into an empty index. `breathe` is called between the batches."""
+        texts: list[str] = []
+        for batch in batches:
+            kept = [row for row in batch if row.memory.status in _KEPT]
+            self._append(kept)
+            texts += [row.features.stems for row in kept]
+            breathe()
+        self.postings.load(texts)
+        self._link()
+
+    def update(self, rows: Sequence[Row]) -> None:
+        """Add, or replace what has the same id. What is neither active nor superseded is taken out."""
+        for row in rows:
+            self.remove(row.memory.id)
+        kept = list({row.memory.id: row for row in rows if row.memory.status in _KEPT}.values())
+        first = self.slots
+        self._append(kept)
+        self._appended += len(kept)
+        for slot, row in enumerate(kept, start=first):
+            self.postings.append(slot, row.features.stems)
+            self._ids()[row.memory.id] = slot
+            self._link_one(slot)
+
+    def remove(self, memory_id: str) -> None:
+        """Nothing happens when it is not there."""
+        slot = self._ids().pop(memory_id, None)
+        if slot is None:
+            return
+        self._dead.add(slot)
+        for named in (self._limited, self.pinned, self.profile, *self._tagged.values()):
+            named.discard(slot)
+        self._superseded_by.pop(slot, None)
+        columns = self._columns.array
+        previous, next_, session = (int(columns[name][slot]) for name in ("previous", "next", "session"))
+        if previous != NONE:
+            columns["next"][previous] = next_
+        if next_ != NONE:
+            columns["previous"][next_] = previous
+        if session != NONE:
+            self._session_sizes[session] -= 1
+            if self._session_last.get(session) == slot:
+                self._session_last[session] = previous
+
+    def keep_only(self, memory_ids: set[str]) -> None:
+        for gone in self._ids().keys() - memory_ids:
+            self.remove(gone)
+
+    def count(self, stem: str) -> int:
+        """How many memories hold it."""
+        slots = self.postings.of(stem).slots
+        if not self._dead or not len(slots):
+            return len(slots)
+        dead = np.fromiter(self._dead, np.uint32, len(self._dead))
+        at = np.minimum(np.searchsorted(slots, dead), len(slots) - 1)
+        return len(slots) - int(np.count_nonzero(slots[at] == dead))
+
+    def before(self, memory: Memory, count: int) -> list[Memory]:
+        """Its last predecessors in the session, oldest first, whether it is here or not."""
+        session = self._sessions.find(memory.session_id or "")
+        slot = NONE if session is None else self._session_last.get(session, NONE)
+        turn = _NO_TURN if memory.turn_index is None else memory.turn_index
+        found: list[Memory] = []
+        while slot != NONE and len(found) < count:
+            one = self.memory(slot)
+            its = (_NO_TURN if one.turn_index is None else one.turn_index, one.created_at, one.id)
+            if its < (turn, memory.created_at, memory.id):
+                found.append(one)
+            slot = int(self.column("previous")[slot])
+        return found[::-1]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """By slot."""
+        values: NDArray[Any] = self._columns.array[name]
+        return values
+
+    def words_of(self, slots: NDArray[np.integer]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """The word ids of the slots one after the other, and how many each has."""
+        starts = self.column("words")[slots]
+        counts = self.column("word_count")[slots].astype(np.int64)
+        ends = np.cumsum(counts)
+        total = int(ends[-1]) if len(ends) else 0
+        places = np.arange(total) + np.repeat(starts - (ends - counts), counts)
+        return self._words.array[places], counts
+
+    def session_size(self, session: int) -> int:
+        return self._session_sizes.get(session, 0)
+
+    def subject_name(self, number: int) -> str:
+        return self._subjects.names[number]
+
+    def accepted(self, categories: Collection[Category], tags: Collection[str]) -> NDArray[np.bool_]:
+        """By slot, what is of one of the categories and has one of the tags; none given: any."""
+        accepted = np.ones(self.slots, bool)
+        if categories:
+            accepted &= np.isin(self.column("category"), [_CATEGORY[one] for one in categories])
+        if tags:
+            slots = set().union(*(self._tagged.get(tag, ()) for tag in tags))
+            is_tagged = np.zeros(self.slots, bool)
+            is_tagged[list(slots)] = True
+            accepted &= is_tagged
+        return accepted
+
+    def blocked(self, now: datetime, *, past: bool) -> NDArray[np.bool_] | None:
+        """By slot, what may not be found now. None: everything may. `past`: what held once may be found too."""
+        if not self._dead and not self._limited:
+            return None
+        blocked = np.zeros(self.slots, bool)
+        if self._dead:
+            blocked[np.fromiter(self._dead, np.int64, len(self._dead))] = True
+        if self._limited:
+            slots = np.fromiter(self._limited, np.int64, len(self._limited))
+            at = _microseconds(now)
+            limited = self._columns.array[slots]
+            blocked[slots] = limited["valid_from"] > at
+            if not past:
+                is_over = (limited["valid_until"] != _NO_TIME) & (limited["valid_until"] <= at)
+                blocked[slots] |= is_over | (limited["status"] != _STATUS[Status.ACTIVE])
+        return blocked
+
+    def memory(self, slot: int) -> Memory:
+        row = _Slot(*self._columns.array[slot].item())
+        middle = row.blob + row.content_bytes
+        end = middle + row.metadata_bytes
+        owner = self._owners[row.owner]
+        return Memory(
+            id=_uuid(row.id_high, row.id_low),
+            org_id=owner.org_id,
+            agent_id=owner.agent_id,
+            user_id=owner.user_id,
+            content=self._blob[row.blob : middle].decode(),
+            content_hash=self._blob[end : end + _HASH_BYTES].hex(),
+            content_tokens=row.tokens,
+            category=_CATEGORIES[row.category],
+            confidence=row.confidence,
+            usefulness=row.usefulness,
+            status=_STATUSES[row.status],
+            source=_SOURCES[row.source],
+            session_id=None if row.session == NONE else self._sessions.names[row.session],
+            turn_index=None if row.turn == _NO_TURN else row.turn,
+            valid_from=_time(row.valid_from),
+            valid_until=_time(row.valid_until),
+            superseded_by=self._superseded_by.get(slot),
+            retrieval_count=row.retrievals,
+            last_retrieved_at=_time(row.retrieved),
+            created_at=_EPOCH + timedelta(microseconds=row.created),
+            updated_at=_EPOCH + timedelta(microseconds=row.updated),
+            metadata=msgspec.json.decode(self._blob[middle:end]) if row.metadata_bytes else {},
+        )
+
+    def _append(self, rows: Sequence[Row]) -> None:
+        """Columns, texts, words and vectors; not postings, ids and neighbours."""
+        if not rows:
+            return
+        memories = [row.memory for row in rows]
+        first = self.slots
+        new = np.zeros(len(rows), _COLUMNS)
+        ids = np.frombuffer(bytes.fromhex("".join([one.id for one in memories]).replace("-", "")), ">u8")
+        new["id_high"], new["id_low"] = ids[::2], ids[1::2]
+
+        contents = [one.content.encode() for one in memories]
+        metadata = [msgspec.json.encode(one.metadata) if one.metadata else b"" for one in memories]
+        new["content_bytes"] = list(map(len, contents))
+        new["metadata_bytes"] = list(map(len, metadata))
+        hashes = [bytes.fromhex(one.content_hash) for one in memories]
+        sizes = new["content_bytes"].astype(np.int64) + new["metadata_bytes"] + _HASH_BYTES
+        new["blob"] = len(self._blob) + np.cumsum(sizes) - sizes
+        self._blob += b"".join([part for texts in zip(contents, metadata, hashes, strict=True) for part in texts])
+
+        words = np.frombuffer(b"".join([row.features.words for row in rows]), "<i4")
+        new["word_count"] = [len(row.features.words) // 4 for row in rows]
+        counts = new["word_count"].astype(np.int64)
+        new["words"] = len(self._words) + np.cumsum(counts) - counts
+        self._words.extend(words.astype(np.uint16))
+
+        new["tokens"] = [one.content_tokens for one in memories]
+        new["category"] = [_CATEGORY[one.category] for one in memories]
+        new["status"] = [_STATUS[one.status] for one in memories]
+        new["source"] = [_SOURCE[one.source] for one in memories]
+        new["confidence"] = [one.confidence for one in memories]
+        new["usefulness"] = [one.usefulness for one in memories]
+        new["retrievals"] = [one.retrieval_count for one in memories]
+        new["session"] = [NONE if one.session_id is None else self._sessions.number(one.session_id) for one in memories]
+        new["turn"] = [_NO_TURN if one.turn_index is None else one.turn_index for one in memories]
+        new["previous"] = new["next"] = NONE
+        new["subject"] = [self._subjects.number(name) if (name := subject(one)) else NONE for one in memories]
+        new["owner"] = [self._owner(one) for one in memories]
+        new["created"] = [_microseconds(one.created_at) for one in memories]
+        new["updated"] = [_microseconds(one.updated_at) for one in memories]
+        for name in ("valid_from", "valid_until"):
+            new[name] = [_NO_TIME if (at := getattr(one, name)) is None else _microseconds(at) for one in memories]
+        new["retrieved"] = [
+            _NO_TIME if one.last_retrieved_at is None else _microseconds(one.last_retrieved_at) for one in memories
+        ]
+        self._columns.extend(new)
+        self._append_vectors([row.features.vector for row in rows], first)
+        for slot, one in enumerate(memories, start=first):
+            if one.valid_from or one.valid_until or one.status is not Status.ACTIVE:
+                self._limited.add(slot)
+            if one.superseded_by:
+                self._superseded_by[slot] = one.superseded_by
+            if one.metadata:
+                self._note_metadata(slot, one)
+
+    def _append_vectors(self, vectors: Sequence[bytes], first: int) -> None:
+        size = max(map(len, vectors))
+        if self.vectors is None:
+            if not size:
+                return
+            self.vectors = Vectors(size // 2)
+            self.vectors.append(np.zeros((first, size // 2), np.float32))
+        empty = bytes(2 * self.vectors.dimension)
+        whole = b"".join([vector or empty for vector in vectors])
+        self.vectors.append(np.frombuffer(whole, "<f2").reshape(len(vectors), -1).astype(np.float32))
+
+    def _note_metadata(self, slot: int, memory: Memory) -> None:
+        metadata = memory.metadata
+        tags = metadata.get("tags")
+        if isinstance(tags, list):
+            for tag in tags:
+                if isinstance(tag, str):
+                    self._tagged.setdefault(tag, set()).add(slot)
+        if metadata.get("pinned") is True:
+            self.pinned.add(slot)
+        elif metadata.get("slot") in _PROFILE_SLOTS and metadata.get("subject", "user") == "user":
+            self.profile.add(slot)
+
+    def _owner(self, memory: Memory) -> int:
+        if self.partition.owns(memory):
+            return 0
+        owner = Namespace(memory.org_id, memory.agent_id, memory.user_id)
+        if owner not in self._owners:
+            self._owners.append(owner)
+        return self._owners.index(owner)
+
+    def _ids(self) -> dict[str, int]:
+        """Made when first needed: most indexes are only read."""
+        if self._slot_of is None:
+            high, low = self.column("id_high").tolist(), self.column("id_low").tolist()
+            self._slot_of = {_uuid(*pair): slot for slot, pair in enumerate(zip(high, low, strict=True))}
+        return self._slot_of
+
+    def _link(self) -> None:
+        """Predecessor and successor of each memory in its session."""
+        columns = self._columns.array
+        members = np.flatnonzero(columns["session"] != NONE)
+        if not len(members):
+            return
+        rows = columns[members]
+        order = np.lexsort((rows["id_low"], rows["id_high"], rows["created"], rows["turn"], rows["session"]))
+        members, sessions = members[order], rows["session"][order]
+        same = sessions[1:] == sessions[:-1]
+        columns["next"][members[:-1][same]] = members[1:][same]
+        columns["previous"][members[1:][same]] = members[:-1][same]
+        lasts = np.flatnonzero(np.append(~same, True))
+        self._session_last = dict(zip(sessions[lasts].tolist(), members[lasts].tolist(), strict=True))
+        sizes = np.diff(lasts, prepend=-1)
+        self._session_sizes = dict(zip(sessions[lasts].tolist(), sizes.tolist(), strict=True))
+
+    def _link_one(self, slot: int) -> None:
+        columns = self._columns.array
+        session = int(columns["session"][slot])
+        if session == NONE:
+            return
+
+        def key(which: int) -> tuple[int, ...]:
+            return tuple(int(columns[name][which]) for name in ("turn", "created", "id_high", "id_low"))
+
+        last = self._session_last.get(session, NONE)
+        before, after, mine = last, NONE, key(slot)
+        while before != NONE and key(before) > mine:
+            before, after = int(columns["previous"][before]), before
+        columns["previous"][slot], columns["next"][slot] = before, after
+        if before != NONE:
+            columns["next"][before] = slot
+        if after == NONE:
+            self._session_last[session] = slot
+        else:
+            columns["previous"][after] = slot
+        self._session_sizes[session] = self.session_size(session) + 1
+
+
+class _Grown:
+    """An array that grows at its end by doubling."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.room = np.empty(0, dtype)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def nbytes(self) -> int:
+        return self.room.nbytes
+
+    @property
+    def array(self) -> NDArray[Any]:
+        return self.room[: self._size]
+
+    def extend(self, values: NDArray[Any]) -> None:
+        needed = self._size + len(values)
+        if needed > len(self.room):
+            room = np.empty(needed if not self._size else max(needed, len(self.room) * 3 // 2), self.room.dtype)
+            room[: self._size] = self.array
+            self.room = room
+        self.room[self._size : needed] = values
+        self._size = needed
+
+
+class _Names:
+    """A number for each text."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def find(self, name: str) -> int | None:
+        return self._numbers.get(name)
+
+    def number(self, name: str) -> int:
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._numbers[name] = len(self.names)
+            self.names.append(name)
+        return number
+
+
+def _microseconds(at: datetime) -> int:
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def _time(microseconds: int) -> datetime | None:
+    return None if microseconds == _NO_TIME else _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _uuid(high: int, low: int) -> str:
+    text = f"{high:016x}{low:016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,79 @@
+"""Features that another model made, or nobody yet, are made anew behind the requests: once, when an engine starts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from extproc.memory.embedding import EmbedderUnavailable
+from extproc.memory.reindex import reindex
+from extproc.memory.store import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from extproc.memory.features import Indexer
+    from extproc.memory.store import MemoryStore
+
+__all__ = ["Reindexing"]
+
+_log = structlog.get_logger(__name__)
+
+BATCH = 50
+"""Memories: their features take about 5 ms, which is as long as a search."""
+PAUSE_S = 0.05
+"""After each batch. The requests of the same process come first: 500 memories a second at most."""
+RETRY_S = 60.0
+"""After a failure of the store or of the embedder."""
+TOLD_EVERY_S = 30.0
+
+
+class Reindexing:
+    def __init__(self, store: MemoryStore, open_indexer: Callable[[], Indexer]) -> None:
+        """`open_indexer` is called in the thread: a model may take a second to open."""
+        self._store = store
+        self._open_indexer = open_indexer
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="extproc-reindex", daemon=True)
+        self._told = 0.0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Blocks until the batch that runs is written."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                written = reindex(
+                    self._store,
+                    self._open_indexer(),
+                    batch=BATCH,
+                    tell=self._tell,
+                    should_stop=self._stopping.is_set,
+                )
+            except (StoreError, EmbedderUnavailable) as error:
+                _log.warning("reindexing_stopped_and_goes_on_later", error=str(error), after_s=RETRY_S)
+                self._stopping.wait(RETRY_S)
+            except Exception:  # noqa: BLE001 (the edge of a thread)
+                # A bug: what is not reindexed is computed when it is loaded, so that nothing is missing but time.
+                _log.exception("reindexing_ended_by_a_bug")
+                return
+            else:
+                if written:
+                    _log.info("reindexed", memories=written)
+                return
+
+    def _tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= TOLD_EVERY_S:
+            self._told = now
+            _log.info("reindexing", done=done, total=total)
+        self._stopping.wait(PAUSE_S)

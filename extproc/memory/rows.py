@@ -1,0 +1,463 @@
+"""Memories as rows: what SQLite and PostgreSQL do alike, within a transaction that the caller opened.
+
+A writer holds the agent's lock (`Postings.lock`), so that what it looks up stays true until it commits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from sqlalchemy import Integer, and_, bindparam, delete, func, literal, or_, select, tuple_, update
+
+from extproc.memory.database import insert_into
+from extproc.memory.embedding.embedder import EmbedderUnavailable
+from extproc.memory.features import Features, Row
+from extproc.memory.model import Category, Memory, Namespace, Source, Status
+from extproc.memory.schema import UtcDateTime, memories, memory_versions
+from extproc.memory.store import Added, Outdated, ScoreUpdate, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from sqlalchemy import ColumnElement, Connection, Select
+
+    from extproc.memory.features import Indexer
+
+__all__ = [
+    "COLUMNS",
+    "FEATURES",
+    "Place",
+    "Postings",
+    "Rows",
+    "RowsSnapshot",
+    "owned",
+    "read_row",
+    "retrievable",
+    "row_query",
+    "visible",
+]
+
+_c = memories.c
+_FEATURE_NAMES = ("features_version", "stems", "words", "embedding")
+_OTHER_NAMES = ("revision", "embedding_model", "embedding_dimension", "number")
+COLUMNS = [column for column in _c if column.name not in {*_FEATURE_NAMES, *_OTHER_NAMES}]
+"""In the order of Memory's fields."""
+FEATURES = [_c[name] for name in _FEATURE_NAMES]
+"""In the order of Features' fields, after COLUMNS: the columns of a Row."""
+_ROW_COLUMNS = [*COLUMNS, *FEATURES]
+
+_PREDECESSORS = 2
+_MOST_BETWEEN = 10_000
+"""Rows of a session between the first and the last of a batch: more is no conversation."""
+_UNSEEN = (Status.QUARANTINED, Status.DELETED)
+"""What must not show in its successors' features."""
+
+
+class Place(NamedTuple):
+    """A memory with its owner, as the index of terms needs it."""
+
+    partition: Namespace
+    id: str
+    stems: str
+
+
+class Postings(Protocol):
+    """The index of terms, and what else each database does in its own way."""
+
+    def lock(self, partition: Namespace) -> None:
+        """Until the transaction ends, nobody else writes this agent's memories; act for its organisation."""
+        ...
+
+    def written(self, count: int) -> list[dict[str, object]]:
+        """Values of further columns for rows that are about to be inserted."""
+        ...
+
+    def put(self, places: Sequence[Place]) -> None: ...
+
+    def remove(self, places: Sequence[Place]) -> None:
+        """Called while the rows are still there, with the stems that were put."""
+        ...
+
+    def bumped(self, partition: Namespace, version: Version) -> None: ...
+
+
+class Rows:
+    """Statements on memories, in one transaction."""
+
+    def __init__(self, connection: Connection, indexer: Indexer | None, postings: Postings) -> None:
+        self._connection = connection
+        self._indexer = indexer
+        self._postings = postings
+
+    # Writing
+
+    def add_many(self, batch: Sequence[Memory]) -> list[Added | None]:
+        places: dict[Namespace, list[int]] = {}
+        for place, memory in enumerate(batch):
+            places.setdefault(_partition(memory), []).append(place)
+        added: list[Added | None] = [None] * len(batch)
+        # In one order, so that two writers of several agents never wait for each other.
+        for partition in sorted(places, key=lambda one: (one.org_id, one.agent_id, one.user_id or "")):
+            results = self._add(partition, [batch[place] for place in places[partition]])
+            for place, result in zip(places[partition], results, strict=True):
+                added[place] = result
+        return added
+
+    def _add(self, partition: Namespace, given: Sequence[Memory]) -> list[Added | None]:
+        self._postings.lock(partition)
+        mine = _c.org_id == partition.org_id
+        same = select(_c.content_hash, _c.id).where(
+            owned(partition), _c.status == Status.ACTIVE, _c.content_hash.in_([one.content_hash for one in given])
+        )
+        by_hash: dict[str, str] = {row.content_hash: row.id for row in self._connection.execute(same)}
+        ids = select(_c.id).where(_c.id.in_([one.id for one in given]))
+        # On SQLite ids are unique across organisations, so those of others are taken too.
+        is_shared = self._connection.dialect.name == "sqlite"
+        taken = set(self._connection.execute(ids if is_shared else ids.where(mine)).scalars())
+        new: list[Memory] = []
+        added: list[Added | None] = []
+        for memory in given:
+            is_active = memory.status is Status.ACTIVE
+            if is_active and (known := by_hash.get(memory.content_hash)) is not None:
+                added.append(Added(known, is_new=False))
+            elif memory.id in taken:
+                added.append(None)
+            else:
+                taken.add(memory.id)
+                if is_active:
+                    by_hash[memory.content_hash] = memory.id
+                new.append(memory)
+                added.append(Added(memory.id, is_new=True))
+        if new:
+            self._insert(partition, new)
+        return added
+
+    def _insert(self, partition: Namespace, new: Sequence[Memory]) -> None:
+        before, followers = self._surroundings(partition, new)
+        features = self._features(new, before)
+        revision = self.bump(partition)
+        further = self._postings.written(len(new))
+        rows = [
+            {
+                **{column.name: getattr(memory, column.name) for column in COLUMNS},
+                **_feature_values(made),
+                **more,
+                "revision": revision,
+            }
+            for memory, made, more in zip(new, features, further, strict=True)
+        ]
+        self._connection.execute(insert_into(self._connection.dialect.name, memories), rows)
+        self._postings.put([Place(partition, one.id, made.stems) for one, made in zip(new, features, strict=True)])
+        self._make_anew(partition, followers, revision)
+
+    def forget(self, partition: Namespace, memory_ids: Sequence[str]) -> int:
+        """The features of what follows in the session hold a little of what goes, so they are made anew."""
+        self._postings.lock(partition)
+        which = and_(owned(partition), _c.id.in_(memory_ids))
+        gone = [_memory(row) for row in self._connection.execute(select(*COLUMNS).where(which))]
+        if not gone:
+            return 0
+        _, followers = self._surroundings(partition, gone)
+        stems = select(_c.id, _c.stems).where(which)
+        self._postings.remove([Place(partition, id_, its or "") for id_, its in self._connection.execute(stems)])
+        self._connection.execute(delete(memories).where(which))
+        gone_ids = {one.id for one in gone}
+        left = [one for one, _ in followers if one.id not in gone_ids]
+        revision = self.bump(partition, removals=1)
+        self._make_anew(partition, self._with_predecessors(partition, left), revision)
+        return len(gone)
+
+    def some_ids(self, partition: Namespace, limit: int) -> list[str]:
+        return list(self._connection.execute(select(_c.id).where(owned(partition)).limit(limit)).scalars())
+
+    def pin(self, partition: Namespace, memory_id: str, *, is_pinned: bool) -> bool:
+        self._postings.lock(partition)
+        which = and_(owned(partition), _c.id == memory_id)
+        row = self._connection.execute(select(*COLUMNS).where(which)).one_or_none()
+        if row is None:
+            return False
+        memory = _memory(row)
+        if memory.is_pinned != is_pinned:
+            kept = {name: value for name, value in memory.metadata.items() if name != "pinned"}
+            changed = {**kept, "pinned": True} if is_pinned else kept
+            values = {"metadata": changed, "revision": self.bump(partition), "updated_at": datetime.now(UTC)}
+            self._connection.execute(update(memories).where(which).values(values))
+        return True
+
+    def record_retrievals(self, org_id: str, counts: Mapping[str, int], at: datetime) -> None:
+        counted = (
+            update(memories)
+            .where(_c.org_id == org_id, _c.id == bindparam("memory"))
+            .values(retrieval_count=_c.retrieval_count + bindparam("count"), last_retrieved_at=bindparam("at"))
+        )
+        # In one order, so that two writers never wait for each other.
+        values = [{"memory": id_, "count": count, "at": at} for id_, count in sorted(counts.items())]
+        self._connection.execute(counted, values)
+
+    def move_usefulness(self, org_id: str, memory_ids: Sequence[str], step: float) -> list[ScoreUpdate]:
+        which = select(_c.id, _c.agent_id).where(_c.org_id == org_id, _c.id.in_(dict.fromkeys(memory_ids)))
+        agents = {row.id: row.agent_id for row in self._connection.execute(which)}
+        for agent_id in sorted(set(agents.values())):
+            self._postings.lock(Namespace(org_id, agent_id))
+        updates = []
+        revisions: dict[str, int] = {}
+        for memory_id in dict.fromkeys(memory_ids):
+            mine = and_(_c.org_id == org_id, _c.id == memory_id)
+            row = self._connection.execute(select(_c.agent_id, _c.usefulness).where(mine)).one_or_none()
+            if row is None:
+                continue
+            new = min(1.0, max(0.0, row.usefulness + step))
+            if new != row.usefulness:
+                if row.agent_id not in revisions:
+                    revisions[row.agent_id] = self.bump(Namespace(org_id, row.agent_id))
+                changed = {"usefulness": new, "revision": revisions[row.agent_id], "updated_at": datetime.now(UTC)}
+                self._connection.execute(update(memories).where(mine).values(changed))
+            updates.append(ScoreUpdate(memory_id, row.usefulness, new))
+        return updates
+
+    def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
+        found = select(_c.id, _c.agent_id, _c.user_id, _c.stems).where(_c.org_id == org_id, _c.id.in_(features))
+        old = sorted(self._connection.execute(found), key=lambda row: (row.agent_id, row.id))
+        for agent_id, its in groupby(old, key=lambda row: row.agent_id):
+            self._postings.lock(Namespace(org_id, agent_id))
+            rows = [(Namespace(org_id, agent_id, row.user_id), row.id, row.stems) for row in its]
+            self._write_features(org_id, {id_: features[id_] for _, id_, _ in rows})
+            # Another model most often has the same stems.
+            other = [(whose, id_, stems) for whose, id_, stems in rows if stems != features[id_].stems]
+            self._postings.remove([Place(whose, id_, stems) for whose, id_, stems in other if stems is not None])
+            self._postings.put([Place(whose, id_, features[id_].stems) for whose, id_, _ in other])
+        return len(old)
+
+    def _write_features(self, org_id: str, features: Mapping[str, Features], **more: object) -> None:
+        names = [*_FEATURE_NAMES, "embedding_model", "embedding_dimension", *more]
+        statement = (
+            update(memories)
+            .where(_c.org_id == org_id, _c.id == bindparam("memory"))
+            .values({name: bindparam(f"new_{name}", type_=_c[name].type) for name in names})
+        )
+        values = [{"memory": id_, **_prefixed({**_feature_values(made), **more})} for id_, made in features.items()]
+        if values:
+            self._connection.execute(statement, values)
+
+    def bump(self, partition: Namespace, removals: int = 0) -> int:
+        """Count a write, in its own transaction. Returns the new version, for the rows that it touches."""
+        c = memory_versions.c
+        first = insert_into(self._connection.dialect.name, memory_versions).values(
+            org_id=partition.org_id, agent_id=partition.agent_id, changes=1, removals=removals
+        )
+        counted = first.on_conflict_do_update(
+            index_elements=[c.org_id, c.agent_id], set_={"changes": c.changes + 1, "removals": c.removals + removals}
+        ).returning(c.changes, c.removals)
+        version = Version(*self._connection.execute(counted).one())
+        self._postings.bumped(partition, version)
+        return version.changes
+
+    # Features
+
+    def _features(self, new: Sequence[Memory], before: Sequence[Sequence[Memory]]) -> list[Features]:
+        """None of them where there is no indexer, or it cannot work now: they are made later (`reindex`)."""
+        if self._indexer is None or not new:
+            return [_NO_FEATURES] * len(new)
+        try:
+            return self._indexer.features(new, before)
+        except EmbedderUnavailable:
+            return [_NO_FEATURES] * len(new)
+
+    def _make_anew(self, partition: Namespace, whose: Sequence[Outdated], revision: int) -> None:
+        """Their own stems stay, so the index of terms does too."""
+        if not whose:
+            return
+        made = self._features([one.memory for one in whose], [one.before for one in whose])
+        if _NO_FEATURES in made:
+            # What the old vectors hold of a forgotten memory goes all the same.
+            mine = and_(_c.org_id == partition.org_id, _c.id.in_([one.memory.id for one in whose]))
+            gone = {"features_version": "", "embedding": None, "embedding_model": None, "embedding_dimension": None}
+            self._connection.execute(update(memories).where(mine).values({**gone, "revision": revision}))
+            return
+        places = select(_c.id, _c.stems).where(
+            _c.org_id == partition.org_id, _c.id.in_([one.memory.id for one in whose])
+        )
+        old = [Place(partition, id_, stems) for id_, stems in self._connection.execute(places) if stems is not None]
+        self._postings.remove(old)
+        by_id = {one.memory.id: its for one, its in zip(whose, made, strict=True)}
+        self._write_features(partition.org_id, by_id, revision=revision)
+        self._postings.put([Place(partition, id_, its.stems) for id_, its in by_id.items()])
+
+    def _surroundings(
+        self, partition: Namespace, these: Sequence[Memory]
+    ) -> tuple[list[Sequence[Memory]], list[Outdated]]:
+        """The predecessors of each, and what is stored already and has one of them as its predecessor."""
+        before: dict[str, Sequence[Memory]] = {}
+        followers: list[Outdated] = []
+        mine = {one.id for one in these}
+        sessions: dict[str, list[Memory]] = defaultdict(list)
+        for memory in these:
+            if memory.session_id is not None and memory.status not in _UNSEEN:
+                sessions[memory.session_id].append(memory)
+        for session_id, its in sessions.items():
+            stored = [one for one in self._around(partition, session_id, its) if one.id not in mine]
+            line = sorted([*its, *stored], key=_order)
+            for place, memory in enumerate(line):
+                last = line[max(0, place - _PREDECESSORS) : place]
+                if memory.id in mine:
+                    before[memory.id] = last
+                elif not mine.isdisjoint(one.id for one in last):
+                    followers.append(Outdated(memory, last))
+        return [before.get(one.id, ()) for one in these], followers
+
+    def _with_predecessors(self, partition: Namespace, these: Sequence[Memory]) -> list[Outdated]:
+        before, _ = self._surroundings(partition, these)
+        return [Outdated(memory, its) for memory, its in zip(these, before, strict=True)]
+
+    def _around(self, partition: Namespace, session_id: str, its: Sequence[Memory]) -> Iterable[Memory]:
+        """The session's rows from two before the first to two after the last."""
+        keys = sorted(map(_order, its))
+        first, last = _position(keys[0]), _position(keys[-1])
+        query = select(*COLUMNS).where(owned(partition), _c.session_id == session_id, _c.status.not_in(_UNSEEN))
+        up, down = _POSITION, [one.desc() for one in _POSITION]
+        found = [
+            query.where(tuple_(*_POSITION) < first).order_by(*down).limit(_PREDECESSORS),
+            query.where(tuple_(*_POSITION) > last).order_by(*up).limit(_PREDECESSORS),
+        ]
+        if len(keys) > 1:
+            inside = and_(tuple_(*_POSITION) > first, tuple_(*_POSITION) < last)
+            found.append(query.where(inside).order_by(*up).limit(_MOST_BETWEEN))
+        return [_memory(row) for one in found for row in self._connection.execute(one)]
+
+    # Reading
+
+    def page(self, namespace: Namespace, limit: int, after: str) -> list[Memory]:
+        query = select(*COLUMNS).where(visible(namespace)).order_by(_c.id).limit(limit)
+        if after:
+            query = query.where(_c.id > after)
+        return [_memory(row) for row in self._connection.execute(query)]
+
+    def get(self, namespace: Namespace, memory_id: str) -> Memory | None:
+        query = select(*COLUMNS).where(visible(namespace), _c.id == memory_id)
+        row = self._connection.execute(query).one_or_none()
+        return None if row is None else _memory(row)
+
+    def version(self, org_id: str, agent_id: str) -> Version:
+        c = memory_versions.c
+        query = select(c.changes, c.removals).where(c.org_id == org_id, c.agent_id == agent_id)
+        row = self._connection.execute(query).one_or_none()
+        return Version() if row is None else Version(*row)
+
+    def outdated(self, org_id: str, version: str, limit: int) -> list[Outdated]:
+        found: list[Memory] = []
+        for other in _other_versions(version):  # two ranges of the index, which "not equal" is not
+            query = select(*COLUMNS).where(_c.org_id == org_id, other).limit(limit - len(found))
+            found += [_memory(row) for row in self._connection.execute(query)] if len(found) < limit else []
+        by_id: dict[str, Outdated] = {}
+        for partition, its in groupby(sorted(found, key=_owner), key=_partition):
+            by_id.update({one.memory.id: one for one in self._with_predecessors(partition, list(its))})
+        return [by_id[one.id] for one in found]
+
+    def count_outdated(self, org_id: str, version: str) -> int:
+        return sum(
+            self._connection.execute(
+                select(func.count()).select_from(memories).where(_c.org_id == org_id, other)
+            ).scalar_one()
+            for other in _other_versions(version)
+        )
+
+
+class RowsSnapshot:
+    """One partition at one moment, within a transaction that sees nothing later."""
+
+    def __init__(self, connection: Connection, partition: Namespace, version: Version, batch_rows: int) -> None:
+        self._connection = connection
+        self._partition = partition
+        self._batch_rows = batch_rows
+        self.version = version
+
+    def active(self, *, with_superseded: bool = False) -> Iterator[list[Row]]:
+        query = select(*_ROW_COLUMNS).where(owned(self._partition), retrievable(with_superseded=with_superseded))
+        with self._connection.execution_options(yield_per=self._batch_rows).execute(query) as rows:
+            for batch in rows.partitions():
+                yield [read_row(row) for row in batch]
+
+    def changed(self, since: int, limit: int) -> list[Row]:
+        query = select(*_ROW_COLUMNS).where(owned(self._partition), _c.revision > since).limit(limit)
+        return [read_row(row) for row in self._connection.execute(query)]
+
+    def ids(self) -> set[str]:
+        return set(self._connection.execute(select(_c.id).where(owned(self._partition))).scalars())
+
+
+def owned(partition: Namespace) -> ColumnElement[bool]:
+    user = _c.user_id.is_(None) if partition.user_id is None else _c.user_id == partition.user_id
+    return and_(_c.org_id == partition.org_id, _c.agent_id == partition.agent_id, user)
+
+
+def visible(namespace: Namespace) -> ColumnElement[bool]:
+    return or_(*map(owned, namespace.partitions()))
+
+
+def retrievable(*, with_superseded: bool) -> ColumnElement[bool]:
+    return _c.status.in_([Status.ACTIVE, Status.SUPERSEDED]) if with_superseded else _c.status == Status.ACTIVE
+
+
+def row_query() -> Select[Any]:
+    return select(*_ROW_COLUMNS)
+
+
+def read_row(row: Sequence[Any]) -> Row:
+    """Of COLUMNS and FEATURES."""
+    version, stems, words, vector = row[-len(_FEATURE_NAMES) :]
+    features = Features(version, stems or "", words or b"", vector or b"")
+    return Row(_memory(row[: -len(_FEATURE_NAMES)]), features)
+
+
+_NO_FEATURES = Features("", "", b"", b"")
+
+
+def _memory(row: Sequence[Any]) -> Memory:
+    values = list(row)
+    values[7] = Category(values[7])
+    values[10] = Status(values[10])
+    values[11] = Source(values[11])
+    return Memory(*values)
+
+
+def _feature_values(made: Features) -> dict[str, object]:
+    return {
+        "features_version": made.version,
+        "stems": made.stems if made.version else None,
+        "words": made.words or None,
+        "embedding": made.vector or None,
+        "embedding_model": made.version if made.vector else None,
+        "embedding_dimension": len(made.vector) // 2 or None,
+    }
+
+
+def _prefixed(values: Mapping[str, object]) -> dict[str, object]:
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+def _partition(memory: Memory) -> Namespace:
+    return Namespace(memory.org_id, memory.agent_id, memory.user_id)
+
+
+def _owner(memory: Memory) -> tuple[str, str]:
+    return memory.agent_id, memory.user_id or ""
+
+
+_POSITION = (func.coalesce(_c.turn_index, -1), _c.created_at, _c.id)
+"""Where in its session a memory stands, as the index `memories_by_turn` has it."""
+
+
+def _order(memory: Memory) -> tuple[int, datetime, str]:
+    return (-1 if memory.turn_index is None else memory.turn_index, memory.created_at, memory.id)
+
+
+def _position(order: tuple[int, datetime, str]) -> ColumnElement[Any]:
+    turn, at, id_ = order
+    return tuple_(literal(turn, Integer), literal(at, UtcDateTime()), literal(id_, _c.id.type))
+
+
+def _other_versions(version: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return _c.features_version < version, _c.features_version > version

@@ -1,0 +1,90 @@
+"""The thread that makes features anew, over a real SQLite store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from extproc.context.reindexing import Reindexing
+from extproc.memory.embedding import EmbedderUnavailable
+from extproc.memory.features import Indexer, open_indexer
+from extproc.memory.model import Memory, Namespace
+from extproc.memory.sqlite import SqliteMemoryStore
+
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def org_id(agent: Namespace) -> str:
+    return agent.org_id
+
+
+@pytest.fixture
+def store(tmp_path: Path, make: Callable[..., Memory]) -> SqliteMemoryStore:
+    """120 memories that nobody has made features of: three batches."""
+    opened = SqliteMemoryStore.open(f"sqlite:///{tmp_path}/memories.db", None)
+    opened.add_many([make(f"The user's note number {number}.") for number in range(120)])
+    return opened
+
+
+def wait_until_done(store: SqliteMemoryStore, indexer: Indexer, org_id: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while store.count_outdated(org_id, indexer.version):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_has_no_features_gets_them(store: SqliteMemoryStore, org_id: str) -> None:
+    indexer = open_indexer()
+    reindexing = Reindexing(store, lambda: indexer)
+    assert store.count_outdated(org_id, indexer.version) == 120
+    reindexing.start()
+    wait_until_done(store, indexer, org_id)
+    reindexing.stop()
+    store.close()
+
+
+def test_an_embedder_that_is_away_is_asked_again(
+    store: SqliteMemoryStore, org_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extproc.context.reindexing.RETRY_S", 0.05)
+    indexer = open_indexer()
+    attempts = 0
+
+    def open_later() -> Indexer:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 3:
+            raise EmbedderUnavailable("away")
+        return indexer
+
+    reindexing = Reindexing(store, open_later)
+    reindexing.start()
+    wait_until_done(store, indexer, org_id)
+    reindexing.stop()
+    assert attempts == 3
+    store.close()
+
+
+def test_it_stops_in_the_middle(store: SqliteMemoryStore, org_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extproc.context.reindexing.PAUSE_S", 60.0)
+    indexer = open_indexer()
+    reindexing = Reindexing(store, lambda: indexer)
+    reindexing.start()
+    deadline = time.monotonic() + LIMIT_S
+    while store.count_outdated(org_id, indexer.version) == 120:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    began = time.monotonic()
+    reindexing.stop()
+    assert time.monotonic() - began < 20, "it would have waited a minute"
+    assert 0 < store.count_outdated(org_id, indexer.version) < 120
+    store.close()
+
+
+def test_one_that_never_ran_stops(store: SqliteMemoryStore) -> None:
+    Reindexing(store, open_indexer).stop()
+    store.close()
