@@ -1,6 +1,6 @@
 """`extproc up`: everything on one machine, as child processes of this one.
 
-Start order: queue, trace store, auth service, gate, engine, filter, observer, provider, Envoy, each awaited until it
+Start order: queue, trace store, auth service, gate, engine, filter, worker, observer, provider, Envoy, each awaited until it
 answers. Stop order: the other way round, so that nothing is asked that has gone. A child that ends is reported and
 left: what Envoy does without it is what this filter is about.
 """
@@ -110,6 +110,7 @@ def run(
     otlp: str | None,
     data: Path | None,
     as_json: bool,
+    has_worker: bool = True,
 ) -> None:
     """Start everything, say where it is, wait for SIGINT or SIGTERM. Raises StackError when a part does not start."""
     stopping = threading.Event()
@@ -117,7 +118,7 @@ def run(
         signal.signal(number, lambda *_: stopping.set())
     stack = _prepare(load(StoreSettings, data=data))
     try:
-        front = _Front(listen, provider, provider_key, tls)
+        front = _Front(listen, provider, provider_key, tls, has_worker)
         _start(stack, front, otlp, stopping)
         if stopping.is_set():
             return
@@ -186,7 +187,7 @@ def _lock(state_dir: Path) -> IO[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Front:
-    """What is asked of Envoy: where it answers, how, and for which provider."""
+    """What is asked of the stack: where Envoy answers, how, for which provider; and whether somebody learns from it."""
 
     listen: str
     provider: str | None
@@ -194,6 +195,7 @@ class _Front:
     provider_key: str | None
     """Variable that holds its key; None: the one that belongs to its host."""
     tls: bool
+    has_worker: bool
 
 
 def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Event) -> None:
@@ -212,6 +214,8 @@ def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Ev
         _start_engine(stack, engine, environment, stopping)
         directives = {"IBEX_REDIS_URL": stack.broker, "IBEX_DIRECTIVE_ADDRESS": str(auth)}
         _start_filter(stack, filter_, filter_admin, engine, directives | environment, stopping)
+        if front.has_worker:
+            _start_worker(stack, environment, stopping)
         _start_observer(stack, observer, environment, stopping)
         stand_in = None if provider else envoy.Provider.parse(_start_stand_in(stack, stopping))
         stack.provider = front.provider or stack.provider
@@ -332,6 +336,13 @@ def _start_observer(
     _wait(child, lambda: _get(f"http://{admin}/ready") is not None, stopping)
 
 
+def _start_worker(stack: Stack, environment: dict[str, str], stopping: threading.Event) -> None:
+    own = {"IBEX_BROKER_URL": stack.broker, **environment}
+    child = _start_child(stack, "worker", ["-m", "extproc", "worker"], own)
+    # It serves nothing that could be asked.
+    _wait(child, lambda: '"event":"ready"' in child.log_end(), stopping)
+
+
 def _start_engine(stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event) -> None:
     admin = _free_address()
     own = {"IBEX_NONCE_KEY": stack.demo.nonce_key, **environment}
@@ -424,6 +435,7 @@ _CONSEQUENCES = {
     "engine": "requests go on without memory",
     "filter": "requests go on without memory",
     "observer": "requests go on, and nothing is written down of them",
+    "worker": "nothing is learnt from turns until it runs again; their tasks wait in the queue",
     "valkey": "turns wait in the outbox, requests are not counted, and each asks the auth service",
     "clickhouse": "traces wait in the outbox",
     "provider": "requests are answered 503",
