@@ -227,7 +227,7 @@ def up(
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="HTTPS, with a certificate made for this machine.")] = False,
     otlp: Annotated[str | None, typer.Option(help="OTLP/HTTP receiver of all spans.", metavar="URL")] = None,
-    worker: Annotated[bool, typer.Option(help="Whether memories are made of turns, or tasks left in the queue.")] = True,
+    worker: Annotated[bool, typer.Option(help="Make memories of turns, or leave the tasks in the queue.")] = True,
     data: DataOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON once everything answers.")] = False,
 ) -> None:

@@ -1,8 +1,8 @@
 """`extproc up`: everything on one machine, as child processes of this one.
 
-Start order: queue, trace store, auth service, gate, engine, filter, worker, observer, provider, Envoy, each awaited until it
-answers. Stop order: the other way round, so that nothing is asked that has gone. A child that ends is reported and
-left: what Envoy does without it is what this filter is about.
+Start order: queue, worker, trace store, auth service, gate, engine, filter, observer, provider, Envoy, each awaited
+until it answers. Stop order: the other way round, so that nothing is asked that has gone. A child that ends is
+reported and left: what Envoy does without it is what this filter is about.
 """
 
 from __future__ import annotations
@@ -208,15 +208,17 @@ def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Ev
         endpoint = otlp or load(ProcessSettings).otlp_endpoint
         environment = {"IBEX_DATA": str(stack.state_dir)} | ({"IBEX_OTLP_ENDPOINT": endpoint} if endpoint else {})
         _start_broker(stack, stopping)
+        worker = _start_worker(stack, environment) if front.has_worker else None
         _start_traces(stack, stopping)
         _start_auth(stack, auth, environment, stopping)
         _start_gate(stack, gate, auth, environment, stopping)
         _start_engine(stack, engine, environment, stopping)
         directives = {"IBEX_REDIS_URL": stack.broker, "IBEX_DIRECTIVE_ADDRESS": str(auth)}
         _start_filter(stack, filter_, filter_admin, engine, directives | environment, stopping)
-        if front.has_worker:
-            _start_worker(stack, environment, stopping)
         _start_observer(stack, observer, environment, stopping)
+        if worker is not None:
+            # It serves nothing that could be asked, and takes its time to start.
+            _wait(worker, lambda: '"event":"ready"' in worker.log_end(), stopping)
         stand_in = None if provider else envoy.Provider.parse(_start_stand_in(stack, stopping))
         stack.provider = front.provider or stack.provider
         plan = envoy.Plan(
@@ -336,11 +338,8 @@ def _start_observer(
     _wait(child, lambda: _get(f"http://{admin}/ready") is not None, stopping)
 
 
-def _start_worker(stack: Stack, environment: dict[str, str], stopping: threading.Event) -> None:
-    own = {"IBEX_BROKER_URL": stack.broker, **environment}
-    child = _start_child(stack, "worker", ["-m", "extproc", "worker"], own)
-    # It serves nothing that could be asked.
-    _wait(child, lambda: '"event":"ready"' in child.log_end(), stopping)
+def _start_worker(stack: Stack, environment: dict[str, str]) -> Child:
+    return _start_child(stack, "worker", ["-m", "extproc", "worker"], {"IBEX_BROKER_URL": stack.broker, **environment})
 
 
 def _start_engine(stack: Stack, address: envoy.Address, environment: dict[str, str], stopping: threading.Event) -> None:
