@@ -18,7 +18,7 @@ from extproc.memory.database import Database
 from extproc.memory.embedding import StaticTable
 from extproc.memory.features import WindowIndexer
 from extproc.memory.store import open_store
-from extproc.settings import StoreSettings
+from extproc.settings import StoreSettings, load
 from extproc.turns.checkpoint import DatabaseCheckpoints
 from extproc.turns.turn import End, Entry, Turn, TurnText, checkpoint_id, session_id
 from extproc.worker.rules import RuleExtractor
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=10)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        settings = StoreSettings(data=Path(directory))
+        settings = load(StoreSettings, data=Path(directory))
         table = StaticTable.load()
         store = open_store(settings, WindowIndexer(table, table))
         database = Database(f"sqlite:///{directory}/memories.db")

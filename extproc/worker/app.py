@@ -105,6 +105,9 @@ def make_app(settings: WorkerSettings) -> Celery:
         broker_use_ssl=place.tls,
         broker_transport_options={
             "visibility_timeout": limit_s * _REDELIVERY_SHARE,
+            # kombu looks for lost messages each 100 s by default.
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
             "socket_keepalive": True,
             "health_check_interval": 15,
             "on_unreadable": lambda message: _set_aside_unreadable(settings, message),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from extproc.settings import SettingsError, WorkerSettings
+from extproc.settings import SettingsError, WorkerSettings, load
 from extproc.turns.broker import Broker
 from extproc.turns.celery_message import TASK, encode_message
 from extproc.turns.sinks import ExtractionTask
@@ -21,7 +21,7 @@ MESSAGE: dict[str, Any] = json.loads(encode_message(ExtractionTask("id", "sessio
 
 
 def settings(**given: Any) -> WorkerSettings:
-    return WorkerSettings(broker_url=SecretStr("redis://127.0.0.1:6379/3"), **given)
+    return load(WorkerSettings, broker_url=SecretStr("redis://127.0.0.1:6379/3"), **given)
 
 
 def test_it_has_the_task_of_the_contract() -> None:
@@ -50,7 +50,7 @@ def test_waits_grow_and_end_growing() -> None:
 
 def test_without_a_broker_it_does_not_start() -> None:
     with pytest.raises(SettingsError, match="IBEX_BROKER_URL"):
-        make_app(WorkerSettings(broker_url=SecretStr("")))
+        make_app(load(WorkerSettings, broker_url=SecretStr("")))
 
 
 @pytest.mark.parametrize(

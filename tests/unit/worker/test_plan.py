@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from extproc.memory.model import Category, Memory, Namespace, Source, Status, new_memory
-from extproc.worker.consolidate import Add, Candidate, Merge, Noop, Supersede, memory_id
+from extproc.worker.consolidate import Add, Candidate, Decision, Merge, Noop, Supersede, memory_id
 from extproc.worker.extract import Extracted
 from extproc.worker.plan import make_plan, quarantined
 
@@ -58,7 +58,7 @@ def test_what_is_superseded_keeps_its_row_and_names_the_newer_one() -> None:
 
 def test_a_turn_may_supersede_and_repeat_what_its_own_batch_adds() -> None:
     first, second = candidate("The user lives in Lisbon."), candidate("The user lives in Porto.", 1)
-    decisions = [Add(first), Supersede(second, (first.id,), NOON), Merge(second.id, 0.8, NOON)]
+    decisions: list[Decision] = [Add(first), Supersede(second, (first.id,), NOON), Merge(second.id, 0.8, NOON)]
     plan = make_plan(decisions, {}, ANA, SESSION, NOON)
     assert plan.revised == []
     assert [(one.id, one.status, one.confidence) for one in plan.new] == [
