@@ -115,7 +115,8 @@ def make_app(settings: WorkerSettings) -> Celery:
         },
     )
 
-    @app.task(name=TASK, bind=True, typing=False)  # type: ignore[untyped-decorator]
+    # How often it is tried is this program's setting, not Celery's default of three.
+    @app.task(name=TASK, bind=True, typing=False, max_retries=None)  # type: ignore[untyped-decorator]
     def extract_session_memories(task: Any, /, *args: object, **kwargs: object) -> None:
         run_task(task, parts, settings, args, kwargs)
 

@@ -73,7 +73,7 @@ def run_task(task: Any, parts: Parts, settings: WorkerSettings, args: object, kw
             raise _Ended
         wait = wait_s(attempts, settings.worker_limit_s)
         log.warning("the task is tried again", problem=problem, wait_s=round(wait, 1))
-        retry: Exception = task.retry(countdown=wait, max_retries=None, headers=headers, throw=False)
+        retry: Exception = task.retry(countdown=wait, headers=headers, throw=False)
         return retry
 
     with _tracer.start_as_current_span(

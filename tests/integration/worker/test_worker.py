@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from tests.integration.worker.worker_side import ORG, Place, eventually
 
 pytestmark = pytest.mark.timeout(240)  # workers start and die, on a machine that may be busy
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 TEXTS = [f"My locker number {number} is at the station in Town{number:03}." for number in range(60)]
 
 
@@ -133,11 +135,13 @@ def test_a_failed_task_is_replayed(on_sqlite: Place) -> None:
 
 def test_a_model_that_is_away_leaves_a_dead_letter_after_its_attempts(on_sqlite: Place) -> None:
     nobody = {"IBEX_EXTRACTOR": "llm", "IBEX_LLM_URL": "http://127.0.0.1:9/v1", "IBEX_LLM_MODEL": "m"}
-    on_sqlite.start(IBEX_WORKER_ATTEMPTS="2", **nobody)
-    task = on_sqlite.tell(TEXTS[:1])
+    on_sqlite.start(IBEX_WORKER_ATTEMPTS="5", **nobody)  # more than Celery's own three retries
+    task = replace(on_sqlite.tell(TEXTS[:1]), traceparent=TRACEPARENT)
     on_sqlite.queue.send([task])
+    # A message that waits for its next attempt is kept by the broker, with its trace.
+    eventually(lambda: any(b'"retries": 2' in one and TRACEPARENT.encode() in one for one in on_sqlite.taken()))
     eventually(on_sqlite.failed, on_sqlite.log)
     (failed,) = on_sqlite.failed()
-    assert (failed.task_id, failed.attempts) == (task.id, 2)
+    assert (failed.task_id, failed.attempts) == (task.id, 5)
     assert on_sqlite.session(task) == (1, 0, 1)
     assert "locker" not in on_sqlite.log()

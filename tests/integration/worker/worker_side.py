@@ -137,6 +137,10 @@ class Place:
     def failed(self) -> list[FailedTask]:
         return FailedTasks(self.database).all()
 
+    def taken(self) -> list[bytes]:
+        """Messages that a worker has taken and not acknowledged."""
+        return list(self.valkey.execute("HVALS", "unacked"))
+
     def waits(self) -> int:
         """Messages that are in the queue, or taken and not acknowledged."""
         return int(self.valkey.execute("LLEN", "extraction")) + int(self.valkey.execute("HLEN", "unacked"))
