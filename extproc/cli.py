@@ -53,6 +53,7 @@ EXTRAS = {
     "engine": "engine",
     "memory": "engine",
     "embedding": "minilm",
+    "worker": "worker",
     "migrate": "engine",
 }
 """What to install for a command; for any other, `stack`."""
@@ -114,6 +115,10 @@ def _mount_optional_commands() -> None:
         app.add_typer(agents_app, name="agent")
         app.add_typer(tokens_app, name="token")
         app.add_typer(directives_app, name="directive")
+    if find_spec("celery") is not None and find_spec("Stemmer") is not None:
+        from extproc.worker.commands import app as worker
+
+        app.add_typer(worker, name="worker")
     if find_spec("yaml") is not None and find_spec("cryptography") is not None:
         from extproc.stack.commands import app as envoy
 
@@ -222,6 +227,7 @@ def up(
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="HTTPS, with a certificate made for this machine.")] = False,
     otlp: Annotated[str | None, typer.Option(help="OTLP/HTTP receiver of all spans.", metavar="URL")] = None,
+    worker: Annotated[bool, typer.Option(help="Make memories of turns, or leave the tasks in the queue.")] = True,
     data: DataOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON once everything answers.")] = False,
 ) -> None:
@@ -237,6 +243,7 @@ def up(
             otlp=otlp,
             data=data,
             as_json=as_json,
+            has_worker=worker,
         )
     except StackError as error:
         _fail("up", error)

@@ -28,7 +28,9 @@ __all__ = [
     "SettingsError",
     "SharedRedisSettings",
     "StoreSettings",
+    "TelemetrySettings",
     "TraceSettings",
+    "WorkerSettings",
     "load",
 ]
 
@@ -41,19 +43,24 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="IBEX_", frozen=True, extra="ignore", populate_by_name=True)
 
 
-class ProcessSettings(Settings):
-    """What every server process has."""
+class TelemetrySettings(Settings):
+    """What every process has."""
 
-    admin_listen: str = Field(
-        "127.0.0.1:9090",
-        description="`host:port` of `/health`, `/ready` and `/metrics`; port 0 takes a free one, empty turns it off",
-    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
     otlp_endpoint: str = Field(
         "",
         validation_alias=AliasChoices("IBEX_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
         description="base URL of the OTLP/HTTP receiver of the spans, such as `http://127.0.0.1:4318`; "
         "`OTEL_EXPORTER_OTLP_ENDPOINT` says the same; empty: none are exported",
+    )
+
+
+class ProcessSettings(TelemetrySettings):
+    """What every server process has."""
+
+    admin_listen: str = Field(
+        "127.0.0.1:9090",
+        description="`host:port` of `/health`, `/ready` and `/metrics`; port 0 takes a free one, empty turns it off",
     )
     drain_s: Annotated[float, Field(ge=0, le=300)] = Field(
         5.0, description="seconds that running requests get to end after SIGTERM"
@@ -188,6 +195,41 @@ class BrokerSettings(Settings):
         "`unix://PATH`, `redis+sentinel://HOST:PORT,HOST:PORT/MASTER/DB` or `redis+cluster://HOST:PORT,HOST:PORT`; "
         "empty: none are sent",
     )
+
+
+class WorkerSettings(TelemetrySettings, StoreSettings, EmbeddingSettings, BrokerSettings):
+    """`extproc worker`"""
+
+    worker_processes: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="processes that extract at the same time"
+    )
+    worker_turns: Annotated[int, Field(ge=1, le=256)] = Field(
+        16, description="turns of one session that are extracted and written together; with a model: one call of it"
+    )
+    worker_limit_s: Annotated[float, Field(ge=2, le=3600)] = Field(
+        120.0,
+        description="seconds after which a task goes on in another one; a fifth more and it is ended. A task of a "
+        "worker that died comes again after three times as long",
+    )
+    worker_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(
+        12, description="how often a task is tried while the database or the model is away, with growing waits"
+    )
+    extractor: Literal["rules", "llm"] = Field(
+        "rules", description="what finds memories: `rules` needs no model; `llm` asks one; see docs/extraction.md"
+    )
+    redact_pii: bool = Field(
+        False, description="whether e-mail addresses and phone numbers are taken out of memories, as secrets always are"
+    )
+    llm_url: str = Field("", description="`llm`: base of the API, such as `https://api.openai.com/v1`")
+    llm_key: SecretStr = Field(SecretStr(""), description="`llm`: key, empty where none is wanted")
+    llm_model: str = Field("", description="`llm`: name of the model; it must know JSON schema output")
+    llm_timeout_s: Annotated[float, Field(gt=0, le=600)] = Field(
+        30.0, description="`llm`: seconds for one answer; below `IBEX_WORKER_LIMIT_S`"
+    )
+    llm_input_price: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="`llm`: price of a million input tokens, for the recorded cost"
+    )
+    llm_output_price: Annotated[float, Field(ge=0)] = Field(0.0, description="`llm`: price of a million output tokens")
 
 
 class TraceSettings(Settings):
@@ -358,6 +400,7 @@ _PROCESSES: tuple[tuple[str, type[Settings]], ...] = (
     ("engine", EngineSettings),
     ("gate", GateSettings),
     ("auth", AuthSettings),
+    ("worker", WorkerSettings),
     ("commands", StoreSettings),
     ("commands", EmbeddingSettings),
     ("commands", BrokerSettings),

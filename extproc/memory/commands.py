@@ -221,6 +221,35 @@ def reindex_(
 
 
 @app.command()
+def history(
+    memory_id: Annotated[str, typer.Argument(help="the id that `list` shows")],
+    org: OrgOption = "",
+    agent: AgentOption = "",
+    user: UserOption = "",
+    data: DataOption = None,
+    as_json_: JsonOption = False,
+) -> None:
+    """Show what a memory took the place of and what took its place, the oldest first."""
+    from extproc.memory.model import InvalidValue, parse_uuid
+
+    namespace = whose(org, agent, user, data)
+    with opened(data) as store:
+        try:
+            memories = store.history(namespace, parse_uuid(memory_id, "the id"))
+        except InvalidValue as error:
+            fail(str(error))
+    if not memories:
+        fail(f"no memory {memory_id} here; `extproc memory list` shows what there is")
+    if as_json_:
+        typer.echo(json_text([as_json(memory) for memory in memories], sys.stdout.encoding))
+        return
+    for memory in memories:
+        since = f"{memory.valid_from or memory.created_at:%Y-%m-%d}"
+        until = f"{memory.valid_until:%Y-%m-%d}" if memory.valid_until is not None else ""
+        typer.echo(f"{memory.id}  {since} – {until:<10}  {memory.status:<11}  {printable(memory.content)}")
+
+
+@app.command()
 def forget(
     org: OrgOption = "",
     agent: AgentOption = "",

@@ -239,6 +239,12 @@ class PostgresMemoryStore:
     def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
         return self._write(lambda rows: rows.write_features(org_id, features), org_id, BULK_LIMIT_S)
 
+    def transact(self, org_id: str, work: Callable[[Rows], T]) -> T:
+        return self._write(work, org_id)
+
+    def history(self, namespace: Namespace, memory_id: str) -> list[Memory]:
+        return self._read(namespace.org_id, lambda rows: rows.history(namespace, memory_id))
+
     def _act_for(self, connection: Connection, org_id: str) -> None:
         act_for(connection, org_id, {"search_path": self._vector_schema})
 

@@ -53,6 +53,9 @@ _PREDECESSORS = 2
 _MOST_BETWEEN = 10_000
 """Rows of a session between the first and the last of a batch: more is no conversation."""
 _FEW_SESSIONS = 3
+_MOST_HISTORY = 500
+"""Memories that one history shows."""
+_REVISED = ("status", "confidence", "valid_until", "superseded_by", "metadata")
 _UNSEEN = (Status.QUARANTINED, Status.DELETED)
 """What must not show in its successors' features."""
 
@@ -248,6 +251,55 @@ class Rows:
         self._postings.bumped(partition, version)
         return version.changes
 
+    # What is known, and what becomes of it
+
+    @property
+    def connection(self) -> Connection:
+        """For rows of other tables, in the same transaction."""
+        return self._connection
+
+    def lock(self, partition: Namespace) -> None:
+        """Until the transaction ends nobody else writes this agent's memories."""
+        self._postings.lock(partition)
+
+    def known(
+        self, partition: Namespace, hashes: Iterable[str], slots: Iterable[str], ids: Iterable[str]
+    ) -> list[Memory]:
+        """Active memories of exactly this partition with one of these content hashes, `metadata.slot`s or ids."""
+        which = or_(_c.content_hash.in_(list(hashes)), _slot().in_(list(slots)), _c.id.in_(list(ids)))
+        query = select(*COLUMNS).where(owned(partition), _c.status == Status.ACTIVE, which).order_by(_c.id)
+        return [_memory(row) for row in self._connection.execute(query)]
+
+    def existing(self, org_id: str, memory_ids: Iterable[str]) -> frozenset[str]:
+        """Those of the ids that are taken, whatever became of them."""
+        query = select(_c.id).where(_c.org_id == org_id, _c.id.in_(list(memory_ids)))
+        return frozenset(self._connection.execute(query).scalars())
+
+    def revise(self, partition: Namespace, revised: Sequence[Memory], at: datetime) -> None:
+        """Write what consolidation changes of memories that are there: status, times, confidence, metadata."""
+        if not revised:
+            return
+        values = {"revision": self.bump(partition), "updated_at": at}
+        for memory in revised:
+            changed = {name: getattr(memory, name) for name in _REVISED}
+            mine = and_(owned(partition), _c.id == memory.id)
+            self._connection.execute(update(memories).where(mine).values({**changed, **values}))
+
+    def history(self, namespace: Namespace, memory_id: str) -> list[Memory]:
+        """The memory, what it took the place of, and what took its place; by the time from which each held."""
+        found: dict[str, Memory] = {}
+        wanted = {memory_id}
+        while wanted and len(found) < _MOST_HISTORY:
+            which = or_(_c.id.in_(wanted), _c.superseded_by.in_(wanted))
+            query = select(*COLUMNS).where(visible(namespace), which)
+            rows = [memory for row in self._connection.execute(query) if (memory := _memory(row)).id not in found]
+            found |= {memory.id: memory for memory in rows}
+            later = {memory.superseded_by for memory in rows if memory.superseded_by is not None}
+            wanted = {memory.id for memory in rows} | (later - found.keys())
+        if memory_id not in found:
+            return []
+        return sorted(found.values(), key=lambda memory: (memory.valid_from or memory.created_at, memory.id))
+
     # Features
 
     def _features(self, new: Sequence[Memory], before: Sequence[Sequence[Memory]]) -> list[Features]:
@@ -402,6 +454,12 @@ def visible(namespace: Namespace) -> ColumnElement[bool]:
 
 def retrievable(*, with_superseded: bool) -> ColumnElement[bool]:
     return _c.status.in_([Status.ACTIVE, Status.SUPERSEDED]) if with_superseded else _c.status == Status.ACTIVE
+
+
+def _slot() -> ColumnElement[str]:
+    """What a fact is about; null for what has none."""
+    slot: ColumnElement[str] = _c.metadata["slot"].as_string()
+    return slot
 
 
 def read_row(row: Sequence[Any]) -> Row:

@@ -15,24 +15,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from typing_extensions import override
 
 from extproc.memory.database import checkpoint_log, file_identity, migrate, open_engine, reason
 from extproc.memory.model import Category, Source, Status
 from extproc.memory.rows import COLUMNS, FEATURES, Place, Rows, RowsSnapshot, read_row
 from extproc.memory.schema import TURN, UtcDateTime, memories, memory_versions
-from extproc.memory.store import Added, StoreError, Version
+from extproc.memory.store import Added, StoreError, StoreRefused, Version
 from extproc.memory.terms import terms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from typing import TypeVar
 
     from sqlalchemy import Connection, Engine
 
     from extproc.memory.features import Features, Indexer, Row
     from extproc.memory.model import Memory, Namespace
     from extproc.memory.store import Outdated, ScoreUpdate, Snapshot
+
+    T = TypeVar("T")
 
 __all__ = ["SqliteMemoryStore"]
 
@@ -180,6 +184,19 @@ class SqliteMemoryStore:
     def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
         with self._writing() as rows:
             return rows.write_features(org_id, features)
+
+    def transact(self, org_id: str, work: Callable[[Rows], T]) -> T:  # noqa: ARG002 (each statement names it)
+        try:
+            with self._writing() as rows:
+                return work(rows)
+        except StoreError as error:
+            if isinstance(error.__cause__, (DataError, IntegrityError)):
+                raise StoreRefused(str(error)) from error.__cause__
+            raise
+
+    def history(self, namespace: Namespace, memory_id: str) -> list[Memory]:
+        with _reading(self._engine) as connection:
+            return self._rows(connection).history(namespace, memory_id)
 
     def _rows(self, connection: Connection) -> Rows:
         return Rows(connection, self._indexer, _Postings(connection))

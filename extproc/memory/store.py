@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
+    from typing import TypeVar
 
     from extproc.memory.features import Features, Indexer, Row
     from extproc.memory.model import Memory, Namespace
+    from extproc.memory.rows import Rows
     from extproc.settings import StoreSettings
+
+    T = TypeVar("T")
 
 __all__ = [
     "Added",
@@ -173,6 +177,17 @@ class MemoryStore(Protocol):
 
     def move_usefulness(self, org_id: str, memory_ids: Sequence[str], step: float) -> list[ScoreUpdate]:
         """Move the usefulness of the org's memories by `step`, within 0..1. Unknown ids are left out."""
+        ...
+
+    def transact(self, org_id: str, work: Callable[[Rows], T]) -> T:
+        """`work` in one transaction, which may also write other tables of the database (`Rows.connection`).
+
+        PostgreSQL: as that organisation; `work` is called again when another writer was in its way. Raises StoreError.
+        """
+        ...
+
+    def history(self, namespace: Namespace, memory_id: str) -> list[Memory]:
+        """The memory with all that it took the place of and all that took its place, the oldest first; empty: none."""
         ...
 
     def prepare(self, indexer: Indexer) -> None:

@@ -1,9 +1,9 @@
 """`extproc up`: everything on one machine, as child processes of this one.
 
 Start order: what needs nobody (queue, trace store, auth service, engine, provider), then who asks them (gate, filter,
-observer), then Envoy; each group together, and awaited until all of it answers. Stop order: the other way round, one
-after the other, so that nothing is asked that has gone. A child that ends is reported and left: what Envoy does without
-it is what this filter is about.
+observer, worker), then Envoy; each group together, and awaited until all of it answers. Stop order: the other way
+round, one after the other, so that nothing is asked that has gone. A child that ends is reported and left: what Envoy
+does without it is what this filter is about.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def run(
     otlp: str | None,
     data: Path | None,
     as_json: bool,
+    has_worker: bool = True,
 ) -> None:
     """Start everything, say where it is, wait for SIGINT or SIGTERM. Raises StackError when a part does not start."""
     stopping = threading.Event()
@@ -139,7 +140,7 @@ def run(
         signal.signal(number, lambda *_: stopping.set())
     stack = _prepare(load(StoreSettings, data=data))
     try:
-        front = _Front(listen, provider, provider_key, tls)
+        front = _Front(listen, provider, provider_key, tls, has_worker)
         _start(stack, front, otlp, stopping)
         if stopping.is_set():
             return
@@ -208,7 +209,7 @@ def _lock(state_dir: Path) -> IO[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Front:
-    """What is asked of Envoy: where it answers, how, and for which provider."""
+    """What is asked of the stack: where Envoy answers, how, for which provider; and whether somebody learns from it."""
 
     listen: str
     provider: str | None
@@ -216,6 +217,7 @@ class _Front:
     provider_key: str | None
     """Variable that holds its key; None: the one that belongs to its host."""
     tls: bool
+    has_worker: bool
 
 
 def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Event) -> None:
@@ -241,6 +243,7 @@ def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Ev
             _start_gate(stack, gate, auth, environment),
             _start_filter(stack, filter_, filter_admin, engine, directives | environment),
             _start_observer(stack, observer, environment),
+            *([_start_worker(stack, environment)] if front.has_worker else []),
         ]
         _wait(asking, stopping)
         plan = envoy.Plan(
@@ -352,6 +355,13 @@ def _start_observer(stack: Stack, address: envoy.Address, environment: dict[str,
     return _Started(child, _answers(f"http://{admin}/ready"))
 
 
+def _start_worker(stack: Stack, environment: dict[str, str]) -> _Part:
+    """It serves nothing that could be asked, and says in its log that it is ready."""
+    own = {"IBEX_BROKER_URL": stack.broker, **environment}
+    child = _start_child(stack, "worker", ["-m", "extproc", "worker"], own)
+    return _Started(child, lambda: '"event":"ready"' in child.log_end())
+
+
 def _start_engine(stack: Stack, address: envoy.Address, environment: dict[str, str]) -> _Part:
     admin = _free_address()
     own = {"IBEX_NONCE_KEY": stack.demo.nonce_key, **environment}
@@ -440,6 +450,7 @@ _CONSEQUENCES = {
     "engine": "requests go on without memory",
     "filter": "requests go on without memory",
     "observer": "requests go on, and nothing is written down of them",
+    "worker": "nothing is learnt from turns until it runs again; their tasks wait in the queue",
     "valkey": "turns wait in the outbox, requests are not counted, and each asks the auth service",
     "clickhouse": "traces wait in the outbox",
     "provider": "requests are answered 503",

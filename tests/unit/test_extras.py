@@ -44,6 +44,10 @@ PROCESSES = {
             "extproc.turns.trace_commands",
         ],
     ),
+    "worker": (
+        STACK | {"clickhouse_connect", "brotli", "backports.zstd", "envoy", "argon2"},
+        ["extproc.cli", "extproc.worker.app", "extproc.worker.commands", "extproc.worker.llm", "extproc.turns.enqueue"],
+    ),
     "gate": (
         STACK | (STORES - {"redis"}) | {"Stemmer", "rich", "argon2"},
         [

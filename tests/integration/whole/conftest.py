@@ -77,15 +77,21 @@ class Stack:
 
 @pytest.fixture(scope="session")
 def whole_stack(envoy_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    state = tmp_path_factory.mktemp("up")
+    """Without a worker: what it would take away is looked at."""
+    with running_stack(envoy_binary, tmp_path_factory.mktemp("up"), "--no-worker") as stack:
+        yield stack
+
+
+@contextmanager
+def running_stack(binary: Path, state: Path, *options: str) -> Iterator[Stack]:
     with receive_spans() as spans:
         listen = f"127.0.0.1:{envoy.free_port()}"
-        command = ["up", "--json", "--listen", listen, "--data", str(state), "--otlp", spans.url]
+        command = ["up", "--json", "--listen", listen, "--data", str(state), "--otlp", spans.url, *options]
         process = subprocess.Popen(
             [sys.executable, "-m", "extproc", *command],
             stdout=subprocess.PIPE,
             text=True,
-            env={"IBEX_ENVOY": str(envoy_binary), "PATH": "/usr/bin:/bin"},
+            env={"IBEX_ENVOY": str(binary), "PATH": "/usr/bin:/bin"},
         )
         try:
             assert process.stdout is not None

@@ -1,0 +1,77 @@
+"""kombu's Redis transports, which live on after a message that they cannot read.
+
+A stock worker ends with an exception at one, and the message is gone with it. Here it is handed to the callback
+`on_unreadable` of the transport options, with what could be read of it.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from binascii import Error as NotBase64
+from queue import Empty
+from typing import Any
+
+from kombu.transport import redis
+
+__all__ = ["SentinelTransport", "ServerTransport", "is_readable"]
+
+
+def is_readable(message: object) -> bool:
+    """Whether kombu can make a message of it."""
+    if not isinstance(message, dict) or not isinstance(message.get("headers", {}), dict):
+        return False
+    properties, body = message.get("properties"), message.get("body")
+    if not isinstance(properties, dict) or not isinstance(body, str):
+        return False
+    if not isinstance(properties.get("delivery_tag"), str) or not isinstance(properties.get("delivery_info"), dict):
+        return False
+    if properties.get("body_encoding") != "base64":
+        return properties.get("body_encoding") in {None, "utf-8"}
+    try:
+        b64decode(body)
+    except (NotBase64, ValueError):
+        return False
+    return True
+
+
+class _Reading:
+    """Of a channel."""
+
+    connection: Any
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]
+        except (json.JSONDecodeError, UnicodeDecodeError):  # it is off the queue by now
+            _report(self.connection, None)
+            raise Empty from None
+
+
+class _Delivering:
+    """Of a transport."""
+
+    def _deliver(self, message: Any, queue: Any) -> Any:
+        if not is_readable(message):
+            return _report(self, message)
+        return super()._deliver(message, queue)  # type: ignore[misc]
+
+
+def _report(transport: Any, message: Any) -> None:
+    transport.client.transport_options["on_unreadable"](message)
+
+
+class _ServerChannel(_Reading, redis.Channel):
+    pass
+
+
+class _SentinelChannel(_Reading, redis.SentinelChannel):
+    pass
+
+
+class ServerTransport(_Delivering, redis.Transport):
+    Channel = _ServerChannel
+
+
+class SentinelTransport(_Delivering, redis.SentinelTransport):
+    Channel = _SentinelChannel

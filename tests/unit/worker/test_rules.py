@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extproc.memory.model import MAX_CONTENT_BYTES, Category
+from extproc.worker.extract import EPISODE, MOST_PER_TURN, Extracted, Turn
+from extproc.worker.rules import MOST_EPISODES, RuleExtractor
+from extproc.worker.secrets import ALWAYS, PII
+
+Build = Callable[..., Turn]
+RULES = RuleExtractor()
+
+
+def facts(turn: Turn) -> list[Extracted]:
+    return [memory for memory in RULES.extract([turn]).memories if memory.slot != EPISODE]
+
+
+def episodes(*turns: Turn) -> list[str]:
+    return [memory.content for memory in RULES.extract(turns).memories if memory.slot == EPISODE]
+
+
+def test_a_turn_gives_its_words_and_its_facts(turn: Build) -> None:
+    said = "I moved to Lisbon in March and I'm allergic to peanuts"
+    home, allergy = facts(turn(said))
+    assert (home.content, home.slot, home.value, home.category) == (
+        "The user lives in Lisbon (moved in March (2026-03)).", "home", "Lisbon", Category.FACTUAL
+    )  # fmt: skip
+    assert home.valid_from == datetime(2026, 3, 1, tzinfo=UTC)
+    assert (allergy.content, allergy.value, allergy.polarity) == ("The user is allergic to peanuts.", "peanuts", 1)
+    assert episodes(turn(said)) == ["I moved to Lisbon in March (2026-03) and I'm allergic to peanuts"]
+
+
+@pytest.mark.parametrize(
+    ("said", "statement"),
+    [
+        ("I like my coffee black.", "The user likes their coffee black."),
+        ("I don't like coriander.", "The user does not like coriander."),
+        ("I no longer work at Siemens.", "The user no longer works at Siemens."),
+        ("I'm not vegetarian anymore.", "The user is not vegetarian."),
+        ("I used to live in Bordeaux.", "The user used to live in Bordeaux."),
+        ("My wife is allergic to shellfish.", "The user's wife is allergic to shellfish."),
+        ("We use Django for the shop.", "The user's team uses Django for the shop."),
+        ("Never use emojis.", "The user asks: never use emojis."),
+        ("Ich wohne in Köln.", "The user lives in Köln."),
+    ],
+)
+def test_statements_are_in_the_third_person(said: str, statement: str, turn: Build) -> None:
+    assert [fact.content for fact in facts(turn(said))] == [statement]
+
+
+def test_a_correction_says_so_and_denies_the_old_value(turn: Build) -> None:
+    new, old = facts(turn("Actually, I live in Porto, not Lisbon."))
+    assert (new.value, new.polarity, new.is_correction) == ("Porto", 1, True)
+    assert (old.value, old.polarity, old.is_correction) == ("Lisbon", -1, True)
+
+
+def test_facts_about_others_are_not_about_the_user(turn: Build) -> None:
+    assert [fact.subject for fact in facts(turn("My sister lives in Porto. Ana works at Nokia."))] == [
+        "user's sister",
+        "Ana",
+    ]
+
+
+def test_a_plan_is_valid_at_once_and_carries_its_date(turn: Build) -> None:
+    (plan,) = facts(turn("I'm flying to Oslo next Tuesday."))
+    assert plan.valid_from is None
+    assert plan.metadata["date"] == "2026-11-24"
+
+
+def test_a_stay_ends_with_its_last_day(turn: Build) -> None:
+    (stay,) = facts(turn("I'm in Tokyo until Friday."))
+    assert stay.valid_until == datetime(2026, 11, 21, tzinfo=UTC)
+
+
+def test_the_day_is_that_of_the_speaker(turn: Build) -> None:
+    late = datetime(2026, 11, 18, 1, 0, tzinfo=timezone(timedelta(hours=9)))
+    assert episodes(turn("We meet tomorrow in Kyoto.", at=late)) == ["We meet tomorrow (2026-11-19) in Kyoto."]
+
+
+def test_a_confirmed_answer_is_kept_and_another_is_not(turn: Build) -> None:
+    booked = turn("Book the train then.", "I booked the 7:15 train. Have fun!")
+    assert episodes(booked, turn("Perfect, thanks!", index=1))[-1] == "The assistant said: I booked the 7:15 train."
+    assert episodes(booked, turn("No, the later one", index=1)) == ["Book the train then.", "No, the later one"]
+    assert episodes(booked, turn("Yes, but not that one", index=1))[1:] == ["Yes, but not that one"]
+    assert episodes(booked) == ["Book the train then."]
+
+
+def test_a_long_turn_is_split_and_bounded(turn: Build) -> None:
+    kept = episodes(turn("The committee has met again and decided little. " * 2_000))
+    assert len(kept) == MOST_EPISODES
+    assert all(len(content.encode()) <= MAX_CONTENT_BYTES for content in kept)
+
+
+def test_a_list_gives_no_more_than_its_share(turn: Build) -> None:
+    assert len(facts(turn(" ".join(f"I like thing{n}." for n in range(50))))) == MOST_PER_TURN
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("My card is 4111 1111 1111 1111, I live in Malmö.", ["My card is [redacted: card number], I live in Malmö."]),
+        ("4111 1111 1111 1111", []),
+    ],
+)
+def test_secrets_never_reach_a_memory(said: str, kept: list[str], turn: Build) -> None:
+    extraction = RULES.extract([turn(said)])
+    assert [memory.content for memory in extraction.memories if not memory.slot] == kept
+    assert all("4111" not in f"{memory.content}{memory.quote}{memory.value}" for memory in extraction.memories)
+    assert extraction.accounting.redacted >= 1
+
+
+def test_a_fact_whose_value_is_a_secret_is_none(turn: Build) -> None:
+    assert facts(turn("My phone number is +44 20 7946 0958."))[0].value == "+44 20 7946 0958"
+    strict = RuleExtractor(ALWAYS | PII).extract([turn("My phone number is +44 20 7946 0958.")]).memories
+    assert [memory.content for memory in strict] == ["My phone number is [redacted: phone number]."]
+
+
+def test_turns_are_extracted_alike_alone_and_together(turn: Build) -> None:
+    turns = [turn("I live in Rome.", index=0), turn("I like tea.", index=1)]
+    alone = [memory for one in turns for memory in RULES.extract([one]).memories]
+    assert RULES.extract(turns).memories == alone
+
+
+@given(st.text(max_size=300), st.text(max_size=100))
+def test_any_text_gives_memories_that_can_be_stored(user: str, assistant: str) -> None:
+    first = Turn("s", 0, user, assistant, datetime(2026, 11, 18, tzinfo=UTC))
+    for memory in RULES.extract([first, replace(first, index=1, user_text="Yes, perfect")]).memories:
+        assert memory.content.strip()
+        assert 0 <= memory.confidence <= 1
+        assert memory.polarity in {-1, 1}
+        assert memory.valid_from is None or memory.valid_from <= memory.at
+
+
+WORDS = (
+    "I my we am live in at work like not no longer never is Rome tea if would ? . , and my sister name moved to from"
+)
+
+
+@given(st.lists(st.sampled_from(WORDS.split()), max_size=30).map(" ".join))
+def test_any_order_of_words_gives_memories_that_can_be_stored(user: str) -> None:
+    for memory in RULES.extract([Turn("s", 0, user, "", datetime(2026, 11, 18, tzinfo=UTC))]).memories:
+        assert memory.slot == EPISODE or memory.value.strip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a", "I ", "my ", "I am a ", "I live in ", "'", '"a', "\n", "if ", ". ", "Hi, ", "I'm not ", "x and ", "1",
+        "in March ", " ", "I work at a as a ", "My sister, Ana, ", "“", "I like a, b and c; ", "please ",
+        "the the. I live in Rome. ", "I'm A. ",
+    ],
+)  # fmt: skip
+def test_a_hostile_megabyte_takes_bounded_time(text: str, turn: Build) -> None:
+    hostile = text * (1_000_000 // len(text))
+    begun = time.process_time()
+    extraction = RULES.extract([turn(hostile, hostile), turn("yes", index=1)])
+    assert time.process_time() - begun < 5
+    assert extraction.accounting.cut_turns == 1
+    assert len(extraction.memories) <= 2 * (MOST_EPISODES + MOST_PER_TURN + 2)
