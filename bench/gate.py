@@ -1,8 +1,8 @@
 """What a warm check costs beside a bare grpc.aio echo: `python -m bench.gate [--seconds N]`.
 
 Each server is a process of its own, with the gate's options, and is asked by one client with the same question. CPU is
-the server's own, read before and after. All are measured in turn in each round, so that a noisy machine disturbs all
-alike. `redis`: with the rate limit, on a Valkey of its own; its CPU is not counted, the gate's share is.
+the server's own, read before and after. All are measured in turn in each of many short rounds, over connections that
+stay open, so that a noisy machine disturbs all alike; a ratio is the median of each round's. `redis`: with the rate limit, on a Valkey of its own; its CPU is not counted, the gate's share is.
 """
 
 from __future__ import annotations

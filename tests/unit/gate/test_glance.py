@@ -32,6 +32,7 @@ def questions(draw: st.DrawFn) -> bytes:
     attributes.request.time.seconds = draw(st.integers(0, 2**40))
     for number in range(draw(st.integers(0, 2))):
         attributes.context_extensions[str(number)] = "authorization"
+    attributes.metadata_context.SetInParent()
     http = attributes.request.http
     http.path = draw(st.text(max_size=5) | st.text(min_size=100, max_size=200))
     http.size = draw(st.sampled_from((-1, 0, 5, 2**40)))
