@@ -2,7 +2,8 @@
 
 Each server is a process of its own, with the gate's options, and is asked by one client with the same question. CPU is
 the server's own, read before and after. All are measured in turn in each of many short rounds, over connections that
-stay open, so that a noisy machine disturbs all alike; a ratio is the median of each round's. `redis`: with the rate limit, on a Valkey of its own; its CPU is not counted, the gate's share is.
+stay open, so that a noisy machine disturbs all alike; a ratio is the median of each round's. `redis`: with the rate
+limit, on a Valkey of its own; its CPU is not counted, the gate's share is.
 """
 
 from __future__ import annotations
