@@ -33,7 +33,7 @@ SERVICE_NAME = "envoy.service.auth.v3.Authorization"
 _REQUEST_ID = re.compile(r"[!-~]{1,64}")
 """A client may write what it likes there, and it goes into logs and onto the auth service."""
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_WANTED_HEADERS = ps.REQUEST_HEADERS | {"traceparent"}
+_WANTED_HEADERS = ps.REQUEST_HEADERS | {wire.ADDRESS_HEADER, "traceparent"}
 _DECIDING_NAMES = frozenset(name.encode() for name in ps.DECIDING_HEADERS)
 _NOT_LIMITED = ps.NotLimited()
 

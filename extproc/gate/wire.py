@@ -8,6 +8,7 @@ here byte by byte.
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
@@ -24,8 +25,11 @@ from extproc.gate.credential import CREDENTIAL_HEADERS
 from extproc.gate.passage import AGENT_HEADER, USER_HEADER, Allow, Deny
 from extproc.gate.verdict import Denial, FieldError, Quota
 
-__all__ = ["AUTH_CACHED_HEADER", "CheckedRequest", "allow", "deny", "read_request"]
+__all__ = ["ADDRESS_HEADER", "AUTH_CACHED_HEADER", "CheckedRequest", "allow", "deny", "read_request"]
 
+ADDRESS_HEADER = "x-envoy-external-address"
+"""Envoy sets it where `use_remote_address` makes it the edge, whatever a client sent: the peer's address, or behind
+`xff_num_trusted_hops` proxies the one that the outermost saw. It comes here only if `allowed_headers` names it."""
 AUTH_CACHED_HEADER = "x-ibex-auth-cached"
 """Gate sets on the response when the token came from its cache."""
 
@@ -72,9 +76,21 @@ class CheckedRequest:
 
     @property
     def address(self) -> str:
-        """The client's, as Envoy sees it; empty for a Unix socket. Read when it is needed, which is seldom."""
+        """The client's, as Envoy tells it, else the connection's, which behind a load balancer is the same for all;
+        empty for a Unix socket. Read when it is needed, which is seldom."""
+        told = self.headers.get(ADDRESS_HEADER, "")
+        if _is_address(told):
+            return told
         address: str = self._attributes.source.address.socket_address.address
         return address
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_request(raw: bytes, wanted: AbstractSet[str]) -> CheckedRequest:

@@ -203,3 +203,11 @@ async def test_a_bug_with_a_repeated_request_closes_the_gate(monkeypatch: pytest
 
     monkeypatch.setattr(Principals, "are_known", broken)
     assert code_of(await caller.ask()) == "SERVICE_DEGRADED"
+
+
+async def test_another_address_is_no_other_caller(decoded: list[bytes]) -> None:
+    """The guard alone wants it, and only of tokens that are not known."""
+    caller = Caller()
+    for address in (None, "203.0.113.9", "203.0.113.10"):
+        assert code_of(await caller.ask(question({wire.ADDRESS_HEADER: address}))) == "allowed"
+    assert len(decoded) == 1

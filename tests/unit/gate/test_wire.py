@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from envoy.service.auth.v3 import external_auth_pb2 as ext_authz
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from extproc.gate import wire
 from extproc.gate.passage import Allow
 from extproc.gate.verdict import CHAT_PERMISSIONS, Claims, Quota
-from tests.unit.gate.gate_side import AGENT, ORG, headers_of
+from tests.unit.gate.gate_side import AGENT, ORG, headers_of, question
 
+WANTED = frozenset((wire.ADDRESS_HEADER,))
 CLAIMS = Claims(ORG, CHAT_PERMISSIONS, None, None, "t1", None)
 
 
@@ -54,3 +56,25 @@ def test_what_is_appended_leaves_the_rest_alone() -> None:
         "auth_cached": True,
         "auth_ms": 0.5,
     }
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize(
+    ("told", "address"),
+    [
+        (None, "10.0.0.1"),
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8::9", "2001:db8::9"),
+        ("", "10.0.0.1"),
+        ("rubbish", "10.0.0.1"),
+        ("203.0.113.9, 203.0.113.10", "10.0.0.1"),
+    ],
+)
+def test_the_address_is_the_one_that_envoy_tells_else_the_connections(
+    told: str | None, address: str, *, raw: bool
+) -> None:
+    assert wire.read_request(question({wire.ADDRESS_HEADER: told}, raw=raw), WANTED).address == address
+
+
+def test_an_address_that_was_not_wanted_is_not_believed() -> None:
+    assert wire.read_request(question({wire.ADDRESS_HEADER: "203.0.113.9"}), frozenset()).address == "10.0.0.1"

@@ -166,7 +166,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("url", ["http://api.openai.com", "http://10.0.0.1:8000", "http://127.0.0.1.example.org"])
     def test_a_key_never_leaves_this_machine_in_the_clear(self, url: str) -> None:
-        with pytest.raises(EnvoyError, match="ONE would go to .* over plain HTTP"):
+        with pytest.raises(EnvoyError, match="over plain HTTP"):
             replace(Provider.parse(url), key=Key("ONE"))
 
     @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost", "https://10.0.0.1"])
