@@ -43,6 +43,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="IBEX_", frozen=True, extra="ignore", populate_by_name=True)
 
 
+def _admin_listen(port: int) -> Any:
+    """Each process has a port of its own, so that all of them start on one machine as they are."""
+    return Field(
+        f"127.0.0.1:{port}",
+        description="`host:port` of `/health`, `/ready` and `/metrics`; port 0 takes a free one, empty turns it off",
+    )
+
+
 class TelemetrySettings(Settings):
     """What every process has."""
 
@@ -58,10 +66,7 @@ class TelemetrySettings(Settings):
 class ProcessSettings(TelemetrySettings):
     """What every server process has."""
 
-    admin_listen: str = Field(
-        "127.0.0.1:9090",
-        description="`host:port` of `/health`, `/ready` and `/metrics`; port 0 takes a free one, empty turns it off",
-    )
+    admin_listen: str = _admin_listen(9090)
     drain_s: Annotated[float, Field(ge=0, le=300)] = Field(
         5.0, description="seconds that running requests get to end after SIGTERM"
     )
@@ -263,6 +268,7 @@ class OutboxSettings(Settings):
 class ObserverSettings(ProcessSettings, IdentitySettings, StoreSettings, BrokerSettings, TraceSettings, OutboxSettings):
     """`extproc observer`"""
 
+    admin_listen: str = _admin_listen(9092)
     observer_listen: str = Field(
         "127.0.0.1:9103", description="where Envoy reaches the observer: `host:port` or `unix:/path`"
     )
@@ -297,6 +303,7 @@ class ObserverSettings(ProcessSettings, IdentitySettings, StoreSettings, BrokerS
 class AuthSettings(ProcessSettings, StoreSettings, SharedRedisSettings):
     """`extproc auth`"""
 
+    admin_listen: str = _admin_listen(9094)
     auth_listen: str = Field(
         "127.0.0.1:9105", description="where gates reach the auth service: `host:port` or `unix:/path`"
     )
@@ -305,6 +312,7 @@ class AuthSettings(ProcessSettings, StoreSettings, SharedRedisSettings):
 class GateSettings(ProcessSettings, SharedRedisSettings):
     """`extproc gate`"""
 
+    admin_listen: str = _admin_listen(9093)
     gate_listen: str = Field("127.0.0.1:9104", description="where Envoy reaches the gate: `host:port` or `unix:/path`")
     auth_address: str = Field("127.0.0.1:9105", description="gRPC target of the auth service")
     auth_timeout_ms: Annotated[float, Field(gt=0, le=1000)] = Field(
@@ -333,6 +341,7 @@ class GateSettings(ProcessSettings, SharedRedisSettings):
 class EngineSettings(ProcessSettings, StoreSettings, EmbeddingSettings):
     """`extproc engine`"""
 
+    admin_listen: str = _admin_listen(9091)
     engine_listen: str = Field(
         "127.0.0.1:9102", description="where filters reach the engine: `host:port` or `unix:/path`"
     )

@@ -19,10 +19,15 @@ from extproc.filter.outcome import Outcome
 from extproc.telemetry import metrics
 from extproc.telemetry.spans import parent_of
 
-__all__ = ["Report", "RequestLine", "WriteLine"]
+__all__ = ["Report", "RequestLine", "WriteLine", "count_local_reply"]
 
 _tracer = trace.get_tracer("extproc.filter")
 _count = {outcome: metrics.REQUESTS.labels(outcome=outcome.value) for outcome in Outcome}
+
+
+def count_local_reply() -> None:
+    """All that is told of an answer whose request was not shown."""
+    _count[Outcome.LOCAL_REPLY].inc()
 
 
 class RequestLine(msgspec.Struct, gc=False):

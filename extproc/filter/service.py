@@ -24,7 +24,7 @@ from extproc.filter import exchange as ex
 from extproc.filter import wire
 from extproc.filter.identity import IdentitySources
 from extproc.filter.outcome import Outcome
-from extproc.filter.report import Report, WriteLine
+from extproc.filter.report import Report, WriteLine, count_local_reply
 from extproc.telemetry import metrics
 from extproc.telemetry.spans import traceparent_of
 
@@ -101,12 +101,17 @@ class ContextProcessor:
 
     async def process(self, _requests: object, context: ServicerContext) -> None:
         """One stream: one HTTP request and its answer."""
+        message = await _read(context)
+        if message is not None and wire.is_response_headers(message):
+            await _pass_local_reply(context)
+            return
         initial = dict(context.invocation_metadata() or ())
         exchange = ex.Exchange(self._policy_of(initial), _mint_session_id)
         report = Report([str(initial.get("traceparent", ""))])
         try:
-            while (message := await context.read()) is not grpc.aio.EOF:  # type: ignore[comparison-overlap]  # stub's gap
+            while message is not None:
                 await context.write(await self._answer(exchange, report, message))
+                message = await _read(context)
         finally:
             for effect in exchange.receive(ex.StreamEnded()):
                 if isinstance(effect, ex.Record):
@@ -209,6 +214,20 @@ class ContextProcessor:
         if record:
             report.finish(exchange, record, self._write_line)
         return reply
+
+
+async def _read(context: ServicerContext) -> bytes | None:
+    """None: Envoy sends no more."""
+    message = await context.read()
+    return None if message is grpc.aio.EOF else message  # type: ignore[comparison-overlap, redundant-expr]  # stub's gap
+
+
+async def _pass_local_reply(context: ServicerContext) -> None:
+    """A stream without a request: most often the gate's 401. Strangers can have any number of them, so each is to cost
+    as little as can be: a count, and no line, for the access log and the gate's own have one. The stream ends with its
+    one reply, since Envoy shows nothing else of an answer."""
+    count_local_reply()
+    await context.write(wire.LOCAL_REPLY)
 
 
 def _mint_session_id() -> str:

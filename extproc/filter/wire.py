@@ -17,12 +17,15 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from google.protobuf import struct_pb2
 
 from extproc import names
+from extproc.filter.outcome import Outcome
 
 __all__ = [
+    "LOCAL_REPLY",
     "Metadata",
     "answer_chunk",
     "attributes",
     "context_metadata",
+    "is_response_headers",
     "metadata_text",
     "read_headers",
     "read_status",
@@ -34,6 +37,8 @@ __all__ = [
 Metadata = Mapping[str, str | float | bool]
 """What goes into the dynamic metadata `ibex.context`, where Envoy's `receiving_namespaces` names it."""
 
+_RESPONSE_HEADERS: Final = 3 << 3 | 2
+"""Tag of a length-delimited field of ProcessingRequest."""
 _RESPONSE_BODY: Final = 5 << 3 | 2
 _BODY: Final = 1 << 3 | 2
 """Tags of length-delimited fields: ProcessingRequest.response_body, HttpBody.body."""
@@ -60,6 +65,12 @@ def _empty_reply(kind: str | None) -> ext_proc.ProcessingResponse:
 
 
 _UNCHANGED: Final[dict[str | None, bytes]] = {kind: _empty_reply(kind).SerializeToString() for kind in _KINDS}
+
+
+def is_response_headers(raw: bytes) -> bool:
+    """Whether a serialised ProcessingRequest shows those of an answer, as far as its first byte tells: serialisers
+    write fields by number, and no more than one kind is in a message."""
+    return raw[:1] == bytes((_RESPONSE_HEADERS,))
 
 
 def answer_chunk(raw: bytes) -> bytes | None:
@@ -212,3 +223,18 @@ def _set_metadata(reply: ext_proc.ProcessingResponse, metadata: Metadata | None)
 def _serialised(reply: ext_proc.ProcessingResponse) -> bytes:
     data: bytes = reply.SerializeToString()
     return data
+
+
+LOCAL_REPLY: Final = unchanged(
+    "response_headers",
+    {
+        "outcome": Outcome.LOCAL_REPLY.value,
+        "memories": 0,
+        "tokens": 0,
+        "fallback": Outcome.LOCAL_REPLY.is_fallback,
+        "assemble_ms": 0,
+        "engine_ms": 0,
+        "session_id": "",
+    },
+)
+"""The answer to a stream that begins with response headers, as `extproc.filter.report` would tell it."""

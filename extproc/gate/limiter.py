@@ -28,29 +28,34 @@ local limits = {tonumber(ARGV[2]), tonumber(ARGV[4])}
 if own and string.match(own, '^%d+$') then limits[1] = tonumber(own) end
 local scopes = {ARGV[1], ARGV[1] .. ':' .. ARGV[3]}
 local keys, counts = {}, {}
+local function answer(within, limit, remaining)
+  return string.format('%.0f %.0f %.0f %.0f %.0f', within, limit, remaining, reset, reset - now)
+end
 for i = 1, 2 do
   if limits[i] > 0 then
     keys[i] = 'ratelimit:' .. scopes[i] .. ':rpm:' .. string.format('%d', minute)
     counts[i] = tonumber(redis.call('GET', keys[i]) or '0')
-    if counts[i] >= limits[i] then return {0, limits[i], 0, reset, reset - now} end
+    if counts[i] >= limits[i] then return answer(0, limits[i], 0) end
   end
 end
 for i = 1, 2 do
   if keys[i] and redis.call('INCR', keys[i]) == 1 then redis.call('EXPIRE', keys[i], 90) end
 end
-if keys[1] then return {1, limits[1], limits[1] - counts[1] - 1, reset, reset - now} end
-if keys[2] then return {1, limits[2], limits[2] - counts[2] - 1, reset, reset - now} end
-return {1, 0, 0, reset, reset - now}
+if keys[1] then return answer(1, limits[1], limits[1] - counts[1] - 1) end
+if keys[2] then return answer(1, limits[2], limits[2] - counts[2] - 1) end
+return answer(1, 0, 0)
 """
 """KEYS: the org's own limit. ARGV: org, its limit, agent, its limit; 0 is no limit. The counters' keys depend on the
 server's clock and so are made here, which is why a cluster cannot take this.
 
-Returns: within, limit, remaining, reset, seconds until then; the org's numbers, or the agent's where it has the only
-limit or is the one that refuses. A limit of 0: none at all."""
+Returns one string, which is cheaper to read than an array: within, limit, remaining, reset, seconds until then; the
+org's numbers, or the agent's where it has the only limit or is the one that refuses. A limit of 0: none at all."""
 
 _SHA = hashlib.sha1(_SCRIPT).hexdigest()  # noqa: S324 - the name that Redis gives a script
 _MOST = 2**53
 """Lua counts in floating point."""
+_LONGEST_REPLY = 100
+"""Five numbers."""
 _KEPT_COMMANDS = 4096
 """One for each agent, 250 bytes."""
 _WORD = re.compile(r"[A-Z]{2,20}\b")
@@ -101,13 +106,17 @@ def _command(name: str, script: str | bytes, org_id: str, rpm: int, agent_id: st
 
 
 def _read_quota(reply: Any) -> Quota | LinkProblem:
-    match reply:
-        case LinkProblem():
-            return reply
-        case [int(within), int(limit), int(remaining), int(reset), int(retry_after)] if 0 <= limit <= _MOST:
-            return Quota(within == 1, limit, max(0, remaining), reset, max(1, min(60, retry_after)))
-        case _:
-            return LinkProblem.DOWN
+    if isinstance(reply, LinkProblem):
+        return reply
+    if not isinstance(reply, bytes) or len(reply) > _LONGEST_REPLY:
+        return LinkProblem.DOWN
+    try:
+        within, limit, remaining, reset, retry_after = map(int, reply.split(b" "))
+    except ValueError:
+        return LinkProblem.DOWN
+    if not 0 <= limit <= _MOST or not 0 <= reset <= _MOST:
+        return LinkProblem.DOWN
+    return Quota(within == 1, limit, max(0, min(limit, remaining)), reset, max(1, min(60, retry_after)))
 
 
 def _problem(reply: object) -> str:

@@ -41,8 +41,10 @@ from extproc.gate.verdict import (
 
 __all__ = [
     "AGENT_HEADER",
+    "DECIDING_HEADERS",
     "REQUEST_HEADERS",
     "USER_HEADER",
+    "Admitted",
     "AgentChecked",
     "Allow",
     "Arrived",
@@ -63,7 +65,9 @@ __all__ = [
 AGENT_HEADER = "x-ibex-agent-id"
 USER_HEADER = "x-ibex-user-id"
 
-REQUEST_HEADERS: Final = frozenset((*CREDENTIAL_HEADERS, AGENT_HEADER, USER_HEADER, names.REQUEST_ID_HEADER))
+DECIDING_HEADERS: Final = CREDENTIAL_HEADERS | {AGENT_HEADER, USER_HEADER}
+"""All that a passage reads of a request's headers."""
+REQUEST_HEADERS: Final = DECIDING_HEADERS | {names.REQUEST_ID_HEADER}
 """What a passage and its report read of a request's headers; Envoy need not send others."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
@@ -168,6 +172,34 @@ class Deny(msgspec.Struct, frozen=True, gc=False):
 Effect: TypeAlias = NeedToken | NeedAgent | Count | Allow | Deny
 
 
+class Admitted(msgspec.Struct, frozen=True, gc=False):
+    """Valid claims with all permissions, and an active agent of theirs: all but the count.
+
+    The same for each request with the same deciding headers, the same claims and the same verdict about the agent.
+    """
+
+    claims: Claims
+    agent_id: str
+    user_id: str | None
+    is_cached: bool
+
+    def settle(self, event: Event, *, denies_uncounted: bool) -> Allow | Deny:
+        """`event`: what came of the count."""
+        match event:
+            case Counted() if event.quota.is_within:
+                return Allow(self.claims, self.agent_id, self.user_id, self.is_cached, event.quota)
+            case Counted():
+                return Deny(_rate_limited(event.quota), self.claims.org_id, self.agent_id, event.quota)
+            case NotLimited():
+                return Allow(self.claims, self.agent_id, self.user_id, self.is_cached, None)
+            case LimiterDown() if not denies_uncounted:
+                return Allow(self.claims, self.agent_id, self.user_id, self.is_cached, None)
+            case LimiterDown():
+                return Deny(_UNCOUNTED, self.claims.org_id, self.agent_id)
+            case _:
+                return Deny(DEGRADED, self.claims.org_id, self.agent_id)
+
+
 class State(Enum):
     OPENED = auto()
     TOKEN = auto()
@@ -193,7 +225,17 @@ _BY_AGENT: Final[dict[AgentVerdict, Denial]] = {
 class Passage:
     """Feed `Arrived` and then what each effect asks for, until it is `Allow` or `Deny`."""
 
-    __slots__ = ("_agent_id", "_claims", "_denies_uncounted", "_headers", "_is_cached", "_state", "_token", "_user_id")
+    __slots__ = (
+        "_admitted",
+        "_agent_id",
+        "_claims",
+        "_denies_uncounted",
+        "_headers",
+        "_is_cached",
+        "_state",
+        "_token",
+        "_user_id",
+    )
 
     def __init__(self, *, denies_uncounted: bool) -> None:
         """`denies_uncounted`: what happens while the limiter is down."""
@@ -205,6 +247,12 @@ class Passage:
         self._is_cached = False
         self._agent_id = ""
         self._user_id: str | None = None
+        self._admitted: Admitted | None = None
+
+    @property
+    def admitted(self) -> Admitted | None:
+        """None as long as it is not."""
+        return self._admitted
 
     def receive(self, event: Event) -> Effect:
         match event:
@@ -214,15 +262,9 @@ class Passage:
                 return self._receive_token(event)
             case AgentChecked() if self._state is State.AGENT:
                 return self._receive_agent(event.verdict)
-            case Counted() if self._state is State.COUNT:
-                quota = event.quota
-                return self._allow(quota) if quota.is_within else self._deny(_rate_limited(quota), quota)
-            case NotLimited() if self._state is State.COUNT:
-                return self._allow(None)
-            case LimiterDown() if self._state is State.COUNT and not self._denies_uncounted:
-                return self._allow(None)
-            case LimiterDown() if self._state is State.COUNT:
-                return self._deny(_UNCOUNTED)
+            case _ if self._state is State.COUNT and self._admitted is not None:
+                self._state = State.DECIDED
+                return self._admitted.settle(event, denies_uncounted=self._denies_uncounted)
             case _:
                 return self._deny(DEGRADED)
 
@@ -262,18 +304,12 @@ class Passage:
         if verdict is not AgentVerdict.ACTIVE:
             return self._deny(_BY_AGENT[verdict], agent_id=self._agent_id if verdict is AgentVerdict.INACTIVE else "")
         self._state = State.COUNT
+        self._admitted = Admitted(self._claims, self._agent_id, self._user_id, self._is_cached)
         return Count(self._claims.org_id, self._agent_id)
 
-    def _allow(self, quota: Quota | None) -> Allow:
-        assert self._claims is not None  # noqa: S101 - COUNT comes after the claims
+    def _deny(self, denial: Denial, *, agent_id: str = "") -> Deny:
         self._state = State.DECIDED
-        return Allow(self._claims, self._agent_id, self._user_id, self._is_cached, quota)
-
-    def _deny(self, denial: Denial, quota: Quota | None = None, *, agent_id: str = "") -> Deny:
-        if self._state is State.COUNT:
-            agent_id = self._agent_id
-        self._state = State.DECIDED
-        return Deny(denial, self._claims.org_id if self._claims else "", agent_id, quota)
+        return Deny(denial, self._claims.org_id if self._claims else "", agent_id)
 
 
 def _rate_limited(quota: Quota) -> Denial:

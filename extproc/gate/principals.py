@@ -1,7 +1,7 @@
 """Who a token is, and whether its agent may act: from the caches, else from the auth service, each question once.
 
-The look-ups that need no waiting (`known_claims`, `known_agent`) are plain functions, because that is what a busy gate
-does nearly always.
+The look-ups that need no waiting (`known_claims`, `known_agent`, `are_known`) are plain functions, because that is what
+a busy gate does nearly always.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ class Principals:
 
     def known_agent(self, digest: bytes, agent_id: str) -> AgentVerdict | None:
         return self._agents.get((digest, agent_id), self._clock())
+
+    def are_known(self, digest: bytes, claims: Claims, agent_id: str) -> bool:
+        """Whether the caches hold these very claims for the token, and the agent as active."""
+        now = self._clock()
+        if self._cache.get(digest, now, self._wall_clock()) is not claims:
+            return False
+        return self._agents.get((digest, agent_id), now) is AgentVerdict.ACTIVE
 
     async def ask_claims(self, token: str, digest: bytes, address: str, caller: Caller) -> Claims | TokenVerdict:
         """`address`: the client's, for the guard. Two requests with the same token share one question."""

@@ -23,8 +23,6 @@ from extproc.telemetry.spans import parent_of
 __all__ = ["DenialLine", "Report", "WriteLine"]
 
 _tracer = trace.get_tracer("extproc.gate")
-_allowed = {cached: metrics.CHECKS.labels(code="allowed", cached=str(cached).lower()) for cached in (False, True)}
-_denied = {code: metrics.CHECKS.labels(code=code.value, cached="false") for code in Code}
 
 CODE_ATTRIBUTE = "ibex.gate.code"
 CACHED_ATTRIBUTE = "ibex.gate.auth_cached"
@@ -63,13 +61,12 @@ class Report:
 
     def finish(self, verdict: Allow | Deny, write_line: WriteLine) -> None:
         gate_ms = self.elapsed_ms()
-        metrics.SECONDS.observe(gate_ms / 1e3)
         trace_id = self._end_span(verdict, gate_ms) if self.traceparent else ""
         if isinstance(verdict, Allow):
-            _allowed[verdict.is_cached].inc()
+            metrics.CHECKS.add("allowed", verdict.is_cached, gate_ms)
             return
         code = verdict.denial.code
-        _denied[code].inc()
+        metrics.CHECKS.add(code.value, False, gate_ms)
         write_line(
             DenialLine(
                 timestamp=datetime.now(UTC),

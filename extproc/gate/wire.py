@@ -2,11 +2,14 @@
 
 Of a request only the headers that were wanted are read, and no body ever comes here. Of an allowed request's answer all
 but the numbers is the same each time, and is kept serialised: protobuf merges messages that are written one behind the
-other (Protocol Buffers, "Encoding", Last One Wins), so the numbers are appended.
+other (Protocol Buffers, "Encoding", Last One Wins), so the numbers are appended, and they are few enough to be written
+here byte by byte.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import struct
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
@@ -22,8 +25,11 @@ from extproc.gate.credential import CREDENTIAL_HEADERS
 from extproc.gate.passage import AGENT_HEADER, USER_HEADER, Allow, Deny
 from extproc.gate.verdict import Denial, FieldError, Quota
 
-__all__ = ["AUTH_CACHED_HEADER", "CheckedRequest", "allow", "deny", "read_request"]
+__all__ = ["ADDRESS_HEADER", "AUTH_CACHED_HEADER", "CheckedRequest", "allow", "deny", "read_request"]
 
+ADDRESS_HEADER = "x-envoy-external-address"
+"""Envoy sets it where `use_remote_address` makes it the edge, whatever a client sent: the peer's address, or behind
+`xff_num_trusted_hops` proxies the one that the outermost saw. It comes here only if `allowed_headers` names it."""
 AUTH_CACHED_HEADER = "x-ibex-auth-cached"
 """Gate sets on the response when the token came from its cache."""
 
@@ -49,6 +55,12 @@ _NOT_INJECTED: Final = (
 
 _KEPT_HEADS = 4096
 """About 600 bytes each."""
+_KEPT_MINUTES = 1024
+"""One for each limit; 100 bytes."""
+
+_AUTH_MS: Final = b"\x22\x16\x0a\x14\x0a\x07auth_ms\x12\x09\x11"
+"""A CheckResponse whose metadata has one field, up to the eight bytes of its number."""
+_DOUBLE: Final = struct.Struct("<d")
 
 
 class CheckedRequest:
@@ -64,9 +76,21 @@ class CheckedRequest:
 
     @property
     def address(self) -> str:
-        """The client's, as Envoy sees it; empty for a Unix socket. Read when it is needed, which is seldom."""
+        """The client's, as Envoy tells it, else the connection's, which behind a load balancer is the same for all;
+        empty for a Unix socket. Read when it is needed, which is seldom."""
+        told = self.headers.get(ADDRESS_HEADER, "")
+        if _is_address(told):
+            return told
         address: str = self._attributes.source.address.socket_address.address
         return address
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def read_request(raw: bytes, wanted: AbstractSet[str]) -> CheckedRequest:
@@ -103,14 +127,31 @@ def allow(order: Allow, auth_ms: float, secret_parameters: Sequence[str]) -> byt
     head = _allowed_head(
         claims.org_id, order.agent_id, order.user_id, claims.token_id, claims.permissions, order.is_cached
     )
-    tail = ext_authz.CheckResponse()
-    tail.dynamic_metadata.fields["auth_ms"].number_value = auth_ms
+    tail = _AUTH_MS + _DOUBLE.pack(auth_ms)
     if order.quota is not None:
-        for name, value in _quota_headers(order.quota):
-            _add(tail.ok_response.response_headers_to_add, name, value)
+        tail += _minute(order.quota.limit, order.quota.reset) + _numbered(
+            b"x-ratelimit-remaining", order.quota.remaining
+        )
     if secret_parameters:
-        tail.ok_response.query_parameters_to_remove.extend(secret_parameters)
-    return head + _serialised(tail)
+        rest = ext_authz.CheckResponse()
+        rest.ok_response.query_parameters_to_remove.extend(secret_parameters)
+        tail += _serialised(rest)
+    return head + tail
+
+
+@lru_cache(_KEPT_MINUTES)
+def _minute(limit: int, reset: int) -> bytes:
+    """The headers that stay the same until the minute ends."""
+    return _numbered(b"x-ratelimit-limit", limit) + _numbered(b"x-ratelimit-reset", reset)
+
+
+def _numbered(name: bytes, value: int) -> bytes:
+    """A CheckResponse with one header for the client, as protobuf would write it. Below 128 bytes: name and value are
+    short, and each length is one byte."""
+    digits = b"%d" % value
+    header = b"\x0a%c%b\x12%c%b" % (len(name), name, len(digits), digits)
+    option = b"\x0a%c%b\x18%c" % (len(header), header, _OVERWRITE)
+    return b"\x1a%c\x32%c%b" % (len(option) + 2, len(option), option)
 
 
 @lru_cache(_KEPT_HEADS)

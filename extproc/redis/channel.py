@@ -77,7 +77,9 @@ class Channel:
         while True:
             self._lost.clear()
             try:
-                await asyncio.wait_for(self._listen(), _CONNECT_S)
+                # wait_for loses a cancellation that comes as the attempt ends, and `close` would wait for ever.
+                async with asyncio.timeout(_CONNECT_S):
+                    await self._listen()
                 await self._ping_until_lost()
                 pause_s = _FIRST_PAUSE_S
             except (OSError, TimeoutError, RedisError):
@@ -103,7 +105,8 @@ class Channel:
                 self._pings.append(now)
                 self._wire.send(encode_command("PING"))
             try:
-                await asyncio.wait_for(self._lost.wait(), _PING_S)
+                async with asyncio.timeout(_PING_S):
+                    await self._lost.wait()
             except TimeoutError:
                 continue
 

@@ -313,7 +313,9 @@ class RedisLink:
         while True:
             self._lost.clear()
             try:
-                await asyncio.wait_for(self._connect(), _CONNECT_S)
+                # wait_for loses a cancellation that comes as the attempt ends, and `close` would wait for ever.
+                async with asyncio.timeout(_CONNECT_S):
+                    await self._connect()
                 pause_s = _FIRST_PAUSE_S
             except (OSError, TimeoutError, RedisError):
                 self._give_up()

@@ -107,7 +107,7 @@ class Certificate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Where every provider cluster points."""
+    """Where every provider cluster points. Raises EnvoyError for a key that would leave this machine in the clear."""
 
     address: Address
     tls: bool = False
@@ -117,6 +117,13 @@ class Provider:
     """Certificates that are trusted; None: the system's."""
     key: Key | None = None
     """What it wants with each request; None: nothing is sent."""
+
+    def __post_init__(self) -> None:
+        if self.key is not None and not self.tls and not _is_loopback(self.address.host):
+            raise EnvoyError(
+                f"The key in {self.key.variable} would go to {self.authority} over plain HTTP, for all to read: "
+                "give the provider's URL as https://, or unset the variable."
+            )
 
     @classmethod
     def parse(cls, url: str, ca_file: Path | None = None) -> Provider:
@@ -617,6 +624,10 @@ def _is_ip(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback if _is_ip(host) else host.lower() == "localhost"
 
 
 def _copy(node: Any) -> Any:

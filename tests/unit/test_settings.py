@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from extproc.settings import (
+    AuthSettings,
     EngineSettings,
     FilterSettings,
+    GateSettings,
     ObserverSettings,
     SettingsError,
     StoreSettings,
@@ -55,3 +57,11 @@ def test_every_setting_explains_itself(kind: type[FilterSettings]) -> None:
 def test_the_readmes_table_is_made_from_the_code() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert reference() in readme, "run `make settings`"
+
+
+def test_all_processes_start_on_one_machine_as_they_are() -> None:
+    servers = (FilterSettings, ObserverSettings, EngineSettings, GateSettings, AuthSettings)
+    fields = [(name, field.default) for kind in servers for name, field in kind.model_fields.items()]
+    places = [default for name, default in fields if name.endswith("_listen")]
+    assert len(places) >= 2 * len(servers)
+    assert len(set(places)) == len(places)

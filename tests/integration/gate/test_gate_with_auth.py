@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +35,7 @@ REVOKED_WITHIN_S = 3.0
 @dataclass
 class Front:
     gateway: Gateway
+    gate: GateProcess
     environment: dict[str, str]
 
     def run(self, *arguments: str) -> Any:
@@ -83,10 +88,24 @@ def front(
         gate.start()
         eventually(lambda: gate.metric("ibex_gate_revocation_channel_alive") == 1)
         gateway = stack.enter_context(
-            started(envoy_binary, "envoy.yaml", tmp_path, [processor_address], provider.address, gate=address)
+            started(
+                envoy_binary,
+                "envoy.yaml",
+                tmp_path,
+                [processor_address],
+                provider.address,
+                behind_one_proxy,
+                gate=address,
+            )
         )
         del gateway.client.headers["authorization"]
-        yield Front(gateway, environment)
+        yield Front(gateway, gate, environment)
+
+
+def behind_one_proxy(config: envoy.Node) -> None:
+    """The last address of X-Forwarded-For is the client's."""
+    [manager] = envoy._http_managers(config)
+    manager["xff_num_trusted_hops"] = 1
 
 
 def test_a_token_opens_the_door_until_it_is_revoked(front: Front, provider: StandIn) -> None:
@@ -145,3 +164,58 @@ def test_an_organisation_with_a_limit_of_its_own_is_held_to_it(front: Front) -> 
     if refused.status_code == 429:
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.headers["x-ratelimit-limit"] == "3"
+
+
+@pytest.mark.timeout(180)  # a dozen commands, each a process, and a flood
+def test_a_flood_of_wrong_tokens_sent_twice_leaves_new_ones_a_way_in(front: Front) -> None:
+    """From twenty addresses, behind a load balancer, at a gate that has proven nothing since its start."""
+    org = front.run("org", "create", "acme")
+    agent = front.run("agent", "create", "acme", "--org", org["id"])
+
+    def new_caller(name: str) -> str:
+        token: str = front.run("token", "create", name, "--org", org["id"], "--agent", agent["id"])["token"]
+        return token
+
+    with ThreadPoolExecutor(3) as pool:
+        tokens = list(pool.map(new_caller, ("1", "2", "3", "4", "5", "6", "7", "8")))
+    front.gate.kill()
+    front.gate.start()
+    eventually(lambda: front.gate.metric("ibex_gate_revocation_channel_alive") == 1)
+    seen: Counter[int] = Counter()
+    is_running = asyncio.Event()
+
+    async def get(client: httpx2.AsyncClient, token: str, address: str) -> int:
+        headers = {"authorization": f"Bearer {token}", "x-forwarded-for": f"6.6.6.6, {address}"}
+        return (await client.get("/v1/models", headers=headers)).status_code
+
+    async def flood(client: httpx2.AsyncClient, address: str) -> None:
+        """Two thousand requests from all, in two waves of the same tokens."""
+        wrong = [f"ibex_pat_{secrets.token_hex(6)}_{secrets.token_hex(22)[:43]}" for _ in range(50)]
+        for token in (*wrong, *wrong):
+            seen[await get(client, token, address)] += 1
+            if sum(seen.values()) >= 600:
+                is_running.set()
+
+    async def tries(client: httpx2.AsyncClient, token: str, address: str) -> bool:
+        for wait_s in (0.7, 1.4, 0.0):
+            if await get(client, token, address) == 200:
+                return True
+            await asyncio.sleep(wait_s)
+        return False
+
+    async def run() -> tuple[list[bool], list[bool]]:
+        async with httpx2.AsyncClient(base_url=front.gateway.url, timeout=20) as client:
+            floods = [asyncio.create_task(flood(client, f"198.51.100.{number}")) for number in range(20)]
+            await is_running.wait()
+            elsewhere = [tries(client, token, f"203.0.113.{number}") for number, token in enumerate(tokens[:4])]
+            among = [tries(client, token, f"198.51.100.{number}") for number, token in enumerate(tokens[4:])]
+            served = await asyncio.gather(*elsewhere, *among)
+            await asyncio.gather(*floods)
+            return served[:4], served[4:]
+
+    elsewhere, among = asyncio.run(run())
+    assert sum(seen.values()) == 2000
+    assert set(seen) <= {401, 503}
+    assert seen[503] > 500, "that is a flood"
+    assert all(elsewhere)
+    assert sum(among) >= 2

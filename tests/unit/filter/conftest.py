@@ -12,6 +12,7 @@ import pytest
 from extproc.context.client import EngineClient
 from extproc.filter.exchange import Policy
 from extproc.filter.identity import IdentitySources
+from extproc.filter.report import RequestLine
 from extproc.filter.service import ContextProcessor
 from tests.unit.filter.envoy_side import AGENT, Filter, StubEngine
 
@@ -51,10 +52,11 @@ async def _filter(engine_address: str, budget_ms: float) -> AsyncIterator[Filter
     client = EngineClient(engine_address)
     identities = IdentitySources("metadata:ibex.identity/org_id", f"value:{AGENT}", "header:x-ibex-user-id")
     server = grpc.aio.server()
-    ContextProcessor(client, Policy(), identities, budget_ms=budget_ms).add_to_server(server)
+    lines: list[RequestLine] = []
+    ContextProcessor(client, Policy(), identities, budget_ms, lines.append).add_to_server(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Filter(channel)
+        yield Filter(channel, lines)
     await server.stop(0)
     await client.close()

@@ -13,6 +13,8 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from google.protobuf import struct_pb2
 from ibex.context.v1 import context_pb2
 
+from extproc.filter.report import RequestLine
+
 ORG = "11111111-1111-4111-8111-111111111111"
 AGENT = "22222222-2222-4222-8222-222222222222"
 
@@ -49,6 +51,8 @@ class Filter:
     """Plays Envoy's part: opens streams, sends messages, reads the one reply of each."""
 
     channel: grpc.aio.Channel
+    lines: list[RequestLine] = field(default_factory=list)
+    """What it wrote into its log."""
 
     def open(self, *metadata: tuple[str, str]) -> ProcessCall:
         call: ProcessCall = self.channel.stream_stream(

@@ -12,6 +12,9 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from ibex.context.v1 import context_pb2
 
 from extproc.context.client import EngineAnswer, EngineClient
+from extproc.filter import exchange as ex
+from extproc.filter import report, wire
+from extproc.filter.outcome import Outcome
 from tests.unit.filter.envoy_side import (
     AGENT,
     ANSWER,
@@ -60,6 +63,29 @@ async def test_a_request_gets_its_memory_and_its_headers(context_filter: Filter,
         "x-ibex-session-id": "s1",
     }
     await call.done_writing()
+
+
+async def test_an_answer_without_a_request_is_counted_and_leaves_no_line(context_filter: Filter) -> None:
+    """A refusal of the gate: anybody can have a million of them."""
+    count = report._count[Outcome.LOCAL_REPLY]._value
+    before = count.get()
+    call = context_filter.open()
+    reply = await ask(call, response_headers("401"))
+    assert await asyncio.wait_for(call.code(), 20) is grpc.StatusCode.OK, "and nothing waits for its end"
+    assert reply.WhichOneof("response") == "response_headers"
+    assert headers_of(reply) == {}
+    assert count.get() == before + 1
+    assert context_filter.lines == []
+
+
+async def test_it_is_told_as_the_exchange_would_have_it() -> None:
+    exchange = ex.Exchange(ex.Policy(), lambda: "s1")
+    record, effect = exchange.receive(ex.ResponseHeaders("401"))
+    assert isinstance(record, ex.Record)
+    assert effect == ex.Continue()
+    told = report.Report([]).metadata(exchange, record) | {"assemble_ms": 0, "engine_ms": 0}
+    reply = ext_proc.ProcessingResponse.FromString(wire.unchanged("response_headers", told))
+    assert ext_proc.ProcessingResponse.FromString(wire.LOCAL_REPLY) == reply
 
 
 async def test_metadata_of_another_namespace_is_no_identity(context_filter: Filter, engine: StubEngine) -> None:

@@ -237,3 +237,26 @@ def test_once_denied_a_request_stays_denied(events: list[Event]) -> None:
     effects = [passage.receive(event) for event in events]
     denied = next((index for index, effect in enumerate(effects) if isinstance(effect, Deny)), len(effects))
     assert all(isinstance(effect, Deny) for effect in effects[denied:])
+
+
+@given(CLAIMS_DRAWN, st.sampled_from([None, AGENT, OTHER]), st.sampled_from([None, "u1"]), st.booleans(), st.booleans())
+def test_what_was_admitted_once_is_settled_like_a_passage_of_its_own(
+    claims: Claims, agent: str | None, user: str | None, is_cached: bool, denies_uncounted: bool
+) -> None:
+    for count in (Counted(WITHIN), Counted(BEYOND), NotLimited(), LimiterDown(), Failed(), ACTIVE):
+        passage = Passage(denies_uncounted=denies_uncounted)
+        for event in (arrived(x_ibex_agent_id=agent, x_ibex_user_id=user), TokenChecked(claims, is_cached), ACTIVE):
+            passage.receive(event)
+        admitted = passage.admitted
+        if admitted is not None:
+            assert passage.receive(count) == admitted.settle(count, denies_uncounted=denies_uncounted)
+        assert isinstance(passage.receive(count), Deny)
+
+
+def test_nobody_is_admitted_before_token_and_agent_are_known() -> None:
+    passage = Passage(denies_uncounted=False)
+    for event in (arrived(), TokenChecked(CLAIMS)):
+        passage.receive(event)
+        assert passage.admitted is None
+    passage.receive(AgentChecked(AgentVerdict.INACTIVE))
+    assert passage.admitted is None

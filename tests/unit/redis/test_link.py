@@ -125,3 +125,25 @@ async def test_with_nobody_there_a_question_does_not_wait() -> None:
     await link.start()
     assert await link.ask(encode_command("X")) is LinkProblem.DOWN
     await link.close()
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_it_can_be_closed_in_the_moment_in_which_an_attempt_ends(
+    monkeypatch: pytest.MonkeyPatch, ticks: int
+) -> None:
+    refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def connect() -> None:
+        await refused
+        raise ConnectionRefusedError
+
+    link = RedisLink(Broker.parse("redis://127.0.0.1:1"), 5)
+    monkeypatch.setattr(link, "_connect", connect)
+    starting = asyncio.create_task(link.start())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    refused.set_result(None)
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    await asyncio.wait_for(link.close(), 2)
+    starting.cancel()

@@ -164,6 +164,15 @@ class TestKeys:
         assert str(rendered).count("%ENVIRONMENT(ONE)%") == len(provider_clusters(rendered))
         assert str(rendered).count("%ENVIRONMENT(") == len(provider_clusters(rendered))
 
+    @pytest.mark.parametrize("url", ["http://api.openai.com", "http://10.0.0.1:8000", "http://127.0.0.1.example.org"])
+    def test_a_key_never_leaves_this_machine_in_the_clear(self, url: str) -> None:
+        with pytest.raises(EnvoyError, match="over plain HTTP"):
+            replace(Provider.parse(url), key=Key("ONE"))
+
+    @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost", "https://10.0.0.1"])
+    def test_on_this_machine_or_over_tls_it_may(self, url: str) -> None:
+        assert replace(Provider.parse(url), key=Key("ONE")).key == Key("ONE")
+
     def test_a_provider_without_a_key_gets_none(self, gateway: envoy.Node) -> None:
         rendered = envoy.render(gateway, plan(provider=Provider(LISTEN)))
         assert "%ENVIRONMENT(" not in str(rendered)
