@@ -62,7 +62,11 @@ class TestShipped:
             config = envoy.load(envoy.shipped(name))
             context = envoy._http_filter(config, "ibex.context")
             context.pop("disabled", None)
-            both.append((context, envoy._http_filter(config, "strip"), envoy._cluster(config, "extproc_filter")))
+            strip = envoy._http_filter(config, "strip")
+            removed = strip["typed_config"]["mutations"]["request_mutations"]
+            # The edge alone removes x-envoy-*; behind another proxy they may be that one's.
+            removed[:] = [one for one in removed if one != {"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}}]
+            both.append((context, strip, envoy._cluster(config, "extproc_filter")))
         assert both[0] == both[1]
 
     def test_the_gate_fails_closed_and_comes_before_whatever_reads_a_body(self, gateway: envoy.Node) -> None:
