@@ -14,7 +14,8 @@ from urllib.parse import unquote
 __all__ = ["is_event_stream", "is_json", "segments"]
 
 _LONGEST_PATH: Final = 2048
-"""No provider's path is a tenth of that, query string included; a longer one is no chat, and not worth decoding."""
+"""No provider's path is a tenth of that; a longer one is no chat, and not worth decoding. The query does not count: a
+client could make its chat unseen with a long one."""
 
 _JSON: Final = re.compile(
     r"\s*application/(?:json|[\w.!#$&^-]+\+json)\s*(?:;.*)?", re.ASCII | re.IGNORECASE | re.DOTALL
@@ -24,9 +25,10 @@ _EVENT_STREAM: Final = re.compile(r"\s*text/event-stream\s*(?:;.*)?", re.ASCII |
 
 def segments(path: str) -> list[str]:
     """The decoded segments of `:path`, without its query string."""
+    path = path.partition("?")[0].partition("#")[0]
     if len(path) > _LONGEST_PATH:
         return [""]
-    parts = path.partition("?")[0].partition("#")[0].split("/")
+    parts = path.split("/")
     if len(parts) > 1 and not parts[-1]:
         parts.pop()
     return [unquote(part) for part in parts] if "%" in path else parts

@@ -62,6 +62,13 @@ def test_other_paths_are_no_chat(path: str) -> None:
     assert name_of(path) is None
 
 
+@pytest.mark.parametrize("mark", ["?", "#"])
+def test_no_query_is_so_long_that_a_chat_goes_by_unseen(mark: str) -> None:
+    known = recognise("POST", f"/v1/chat/completions{mark}{'x' * 100_000}", "application/json")
+    assert known is not None
+    assert known.name == "openai_chat"
+
+
 @pytest.mark.parametrize("method", ["GET", "OPTIONS", "DELETE", "post", ""])
 def test_only_post_is_chat(method: str) -> None:
     assert name_of("/v1/chat/completions", method=method) is None

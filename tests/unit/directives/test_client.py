@@ -16,14 +16,15 @@ from extproc.chat import Directive, InjectionMode
 from extproc.directives.cache import DirectiveCache
 from extproc.directives.client import Directives, LookUp, ServiceClient, Source
 from extproc.directives.directive import ActiveDirective, Flaw, change_message, channel_of, encode, key_of
+from extproc.memory.tokens import estimate_tokens
 from extproc.redis.link import LinkProblem, Refusal, encode_command
 
 ORG = "0b0e7a52-6c1c-4b3e-9f0e-5d0c2a1b3c4d"
 OTHER_ORG = "99999999-9999-4999-8999-999999999999"
 AGENT = "7f6d5c4b-3a29-4817-a6f5-e4d3c2b1a090"
 VALUE = encode("v1", "Be brief.", "system_first")
-ONE = ActiveDirective("v1", Directive("Be brief.", InjectionMode.SYSTEM_FIRST), 3)
-TWO = ActiveDirective("v2", Directive("Be long.", InjectionMode.SYSTEM_FIRST), 3)
+ONE = ActiveDirective("v1", Directive("Be brief.", InjectionMode.SYSTEM_FIRST), estimate_tokens("Be brief."))
+TWO = ActiveDirective("v2", Directive("Be long.", InjectionMode.SYSTEM_FIRST), estimate_tokens("Be long."))
 MISS, FAILED = LookUp(None, Source.MISS), LookUp(None, Source.FAILED)
 
 
@@ -265,7 +266,7 @@ class TestServiceClient:
                 pb.GetActiveDirectiveResponse(
                     found=True, content="Be brief.", injection_mode="user_prepend", version_id="v1"
                 ).SerializeToString(),
-                ActiveDirective("v1", Directive("Be brief.", InjectionMode.USER_PREPEND), 3),
+                ActiveDirective("v1", Directive("Be brief.", InjectionMode.USER_PREPEND), estimate_tokens("Be brief.")),
             ),
             (b"", MISS),
             (pb.GetActiveDirectiveResponse(content="not found all the same").SerializeToString(), MISS),
