@@ -149,7 +149,8 @@ def world(
     directory = tmp_path_factory.mktemp("world")
     state = directory / "state"
     evidence.directories.append(directory)
-    command = ["up", "--json", "--listen", f"127.0.0.1:{envoy.free_port()}", "--data", str(state)]
+    # Without a worker: what is said here stays a turn, so that each memory is one that a test has written.
+    command = ["up", "--json", "--no-worker", "--listen", f"127.0.0.1:{envoy.free_port()}", "--data", str(state)]
     command += ["--otlp", evidence.spans.url, "--provider", f"http://{provider_process.address}"]
     environment = {
         "IBEX_ENVOY": str(envoy_binary),

@@ -225,10 +225,10 @@ def test_8_4_a_memory_cannot_leave_its_element(world: World) -> None:
     assert found
     assert message["content"].count(f"recalled-memories-{found[1]}") == 2
     assert found[1] != "0" * 12
-    block = ET.fromstring(found[0])  # well-formed, and each memory is one element with text alone
-    texts = {item.text for item in block}
-    assert [item.tag for item in block] == ["memory"] * len(HOSTILE)
-    assert not [child for item in block for child in item]
+    block = ET.fromstring(found[0])  # well-formed, and each memory is an empty mark with text alone behind it
+    texts = {(mark.tail or "").removesuffix("\n") for mark in block}
+    assert len(block) == len(HOSTILE)
+    assert all(re.fullmatch("m[0-9a-f]{4}", mark.tag) and not len(mark) and not mark.text for mark in block)
     assert {text for text in HOSTILE if text.isascii()} <= texts
     assert not {character for text in texts for character in text or ""} & set("\u202e\u2066\u0085\U000e0041")
 
