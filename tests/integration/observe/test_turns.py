@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import brotli
@@ -115,9 +115,17 @@ def test_a_client_that_leaves_in_the_middle_leaves_what_it_got(watching: Watched
 def test_a_client_that_leaves_before_the_answer_leaves_a_turn_without_a_status(watching: Watched) -> None:
     request_id = str(uuid.uuid4())
     watching.answer_with(*STREAM, waits_s=5.0)
+    body = json.dumps(QUESTION).encode()
+
+    def slowly() -> Iterator[bytes]:
+        """The observer stands before the gate: it is told whose request it is with what comes after the answer."""
+        yield body[:5]
+        time.sleep(1.0)
+        yield body[5:]
+
+    headers = {"x-request-id": request_id, "content-type": "application/json"}
     with pytest.raises(httpx2.TimeoutException):
-        # Not before the gate has said whose request it is.
-        ask(watching.gateway, headers={"x-request-id": request_id}, timeout=3.0)
+        watching.gateway.post(CHAT, content=slowly(), headers=headers, timeout=3.0)
     one = watching.next_turn(request_id)
     assert (one.turn["end"], one.turn.get("status_code", 0)) == ("client_gone", 0)
     assert one.text is None
