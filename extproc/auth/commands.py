@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from extproc.memory.commands import DataOption, JsonOption, json_text, printable
+from extproc.memory.commands import DataOption, JsonOption, fail, json_text, opened_database, printable
 from extproc.settings import SettingsError, SharedRedisSettings, StoreSettings, load
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def create_organization(
     with _opened(data) as store:
         made = Organization(_id_or_new(org_id), _name(name), limit, datetime.now(UTC))
         if not store.add_organization(made):
-            _fail("an organisation has this id already; `extproc org list` shows it")
+            fail("an organisation has this id already; `extproc org list` shows it")
     if limit is not None:
         _announce(lambda announcer: announcer.limits({made.id: limit}), _LIMIT_LATER)
     _show(asdict(made), made.id, as_json=as_json)
@@ -109,7 +109,7 @@ def create_agent(
     made = Agent(_org(org, data), _id_or_new(agent_id), _name(name), AgentStatus.ACTIVE, now, now)
     with _opened(data) as store:
         if not store.add_agent(made):
-            _fail("the organisation has an agent of this id already; `extproc agent list` shows it")
+            fail("the organisation has an agent of this id already; `extproc agent list` shows it")
     _show(asdict(made), made.id, as_json=as_json)
 
 
@@ -195,7 +195,7 @@ def create_token(
             expires_at=_expiry(expires, now),
         )
     except InvalidValue as error:
-        _fail(str(error))
+        fail(str(error))
     with _opened(data) as store:
         store.add_token(token)
     if as_json:
@@ -240,7 +240,7 @@ def revoke_token(
     try:
         its_id, why = parse_uuid(token_id, "the id"), parse_reason(reason)
     except InvalidValue as error:
-        _fail(str(error))
+        fail(str(error))
     with _opened(data) as store:
         revoked_at = store.revoke_token(org_id, its_id, why, datetime.now(UTC))
     published = _announce(
@@ -290,7 +290,7 @@ def _set_status(agent: str, status: str, org: str, data: Path | None, *, as_json
     try:
         agent_id = parse_uuid(agent, "the agent")
     except InvalidValue as error:
-        _fail(str(error))
+        fail(str(error))
     new: AgentStatus = AgentStatus(status)
     with _opened(data) as store:
         store.set_agent_status(org_id, agent_id, new, datetime.now(UTC))
@@ -299,23 +299,14 @@ def _set_status(agent: str, status: str, org: str, data: Path | None, *, as_json
 
 @contextmanager
 def _opened(data: Path | None) -> Iterator[IdentityStore]:
-    """The store that the options and the environment name, made when absent. Its errors end the command with a word."""
+    """As `opened_database`; what is not there ends the command with a word, too."""
     from extproc.auth.store import IdentityStore, NoSuch
-    from extproc.memory.database import Database
-    from extproc.memory.store import StoreError, store_url
 
-    try:
-        database = Database(store_url(load(StoreSettings, data=data, database_url="" if data else None)))
-    except (SettingsError, StoreError) as error:
-        _fail(str(error))
-    try:
-        yield IdentityStore(database)
-    except NoSuch as error:
-        _fail(f"{error}; `extproc org|agent|token list` shows what there is")
-    except StoreError as error:
-        _fail(str(error))
-    finally:
-        database.close()
+    with opened_database(data) as database:
+        try:
+            yield IdentityStore(database)
+        except NoSuch as error:
+            fail(f"{error}; `extproc org|agent|token list` shows what there is")
 
 
 def _org(org: str, data: Path | None) -> str:
@@ -328,7 +319,7 @@ def _org(org: str, data: Path | None) -> str:
             return demo.org_id
         return parse_uuid(org, "--org")
     except (InvalidValue, DemoError, SettingsError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _permissions(text: str) -> int:
@@ -388,7 +379,7 @@ def _name(text: str) -> str:
     try:
         return parse_name(text)
     except InvalidValue as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _id_or_new(text: str) -> str:
@@ -397,7 +388,7 @@ def _id_or_new(text: str) -> str:
     try:
         return parse_uuid(text, "--id") if text else _new_id()
     except InvalidValue as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _new_id() -> str:
@@ -408,7 +399,7 @@ def _new_id() -> str:
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:20]) < 2**31):
-        _fail("the limit is not a number from 0 to 2,147,483,647, nor `default`")
+        fail("the limit is not a number from 0 to 2,147,483,647, nor `default`")
     return int(text)
 
 
@@ -435,8 +426,3 @@ def _show_all(rows: list[dict[str, object]], lines: list[str], nothing: str, *, 
 def _json(value: object) -> str:
     plain = json.loads(json.dumps(value, default=lambda one: one.isoformat()))
     return json_text(plain, sys.stdout.encoding)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from extproc.memory.commands import AgentOption, DataOption, JsonOption, OrgOption, fail, json_text, printable, whose
+from extproc.memory.commands import (
+    AgentOption,
+    DataOption,
+    JsonOption,
+    OrgOption,
+    fail,
+    json_text,
+    opened_database,
+    printable,
+    whose,
+)
 from extproc.settings import SettingsError, SharedRedisSettings, StoreSettings, load
 
 if TYPE_CHECKING:
@@ -233,23 +243,14 @@ def _announce(standing: Standing) -> bool:
 
 @contextmanager
 def _opened(data: Path | None) -> Iterator[DirectiveStore]:
-    """The store that the options and the environment name, made when absent. Its errors end the command with a word."""
+    """As `opened_database`; what is not there ends the command with a word, too."""
     from extproc.directives.store import DirectiveStore, NoDirective
-    from extproc.memory.database import Database
-    from extproc.memory.store import StoreError, store_url
 
-    try:
-        database = Database(store_url(load(StoreSettings, data=data, database_url="" if data else None)))
-    except (SettingsError, StoreError) as error:
-        fail(str(error))
-    try:
-        yield DirectiveStore(database)
-    except NoDirective as error:
-        fail(f"{error}; `extproc directive list|history` shows what there is")
-    except StoreError as error:
-        fail(str(error))
-    finally:
-        database.close()
+    with opened_database(data) as database:
+        try:
+            yield DirectiveStore(database)
+        except NoDirective as error:
+            fail(f"{error}; `extproc directive list|history` shows what there is")
 
 
 def _read(text: str, file: Path | None) -> str:

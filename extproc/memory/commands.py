@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import TextIO
 
+    from extproc.memory.database import Database
     from extproc.memory.features import Indexer
     from extproc.memory.model import Memory, Namespace
     from extproc.memory.store import MemoryStore
@@ -34,6 +35,7 @@ __all__ = [
     "app",
     "open_indexer",
     "opened",
+    "opened_database",
     "printable",
     "whose",
 ]
@@ -306,6 +308,27 @@ def whose(org: str, agent: str, user: str, data: Path | None) -> Namespace:
         fail("--" + str(error).replace("_id", "", 1))
     except (DemoError, SettingsError) as error:
         fail(str(error))
+
+
+@contextmanager
+def opened_database(data: Path | None) -> Iterator[Database]:
+    """The database that the options and the environment name, made when absent, for the stores of other rooms.
+
+    Its errors end the command with a word.
+    """
+    from extproc.memory.database import Database
+    from extproc.memory.store import StoreError, store_url
+
+    try:
+        database = Database(store_url(load(StoreSettings, data=data, database_url="" if data else None)))
+    except (SettingsError, StoreError) as error:
+        fail(str(error))
+    try:
+        yield database
+    except StoreError as error:
+        fail(str(error))
+    finally:
+        database.close()
 
 
 @contextmanager
