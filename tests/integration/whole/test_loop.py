@@ -56,7 +56,11 @@ def test_what_is_said_in_one_session_is_known_in_the_next(learning: Stack, user:
     ended = time.monotonic()
     eventually(lambda: "The user is allergic to peanuts." in remembered(learning, user))
     print(f"usable after {time.monotonic() - ended:.2f} s")  # noqa: T201 - measured for docs/worker.md
-    say(learning, ASKED, user, f"second-{user}"[:64])
+    for _ in range(20):  # a namespace that is behind at the engine's wall gives nothing to that one request
+        say(learning, ASKED, user, f"second-{user}"[:64])
+        if "peanuts" in received(learning):
+            break
+        time.sleep(0.2)
     assert "peanuts" in received(learning)
     say(learning, ASKED, f"not-{user}", "third")
     assert "peanuts" not in received(learning)
