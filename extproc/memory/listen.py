@@ -51,14 +51,20 @@ class Versions:
     """Safe to use from several threads; the listening one is started by the first question."""
 
     def __init__(
-        self, connect: Callable[[float], Any], ask: Callable[[str, str], Version], serve_away_s: float
+        self,
+        connect: Callable[[float], Any],
+        ask: Callable[[str, str], Version],
+        serve_away_s: float,
+        on_back: Callable[[], None] = lambda: None,
     ) -> None:
         """`connect` gives a connection of psycopg in autocommit, which waits this many seconds for each answer.
 
-        `ask` gets a version from the database. Both raise StoreError, and StoreAway when there is no server.
+        `ask` gets a version from the database. Both raise StoreError, and StoreAway when there is no server. `on_back`
+        is called when the server is there again, before anybody is sent to it.
         """
         self._connect = connect
         self._ask = ask
+        self._on_back = on_back
         self.serve_away_s = serve_away_s
         self._lock = threading.Lock()
         self._known: dict[Key, tuple[Version, float]] = {}
@@ -175,6 +181,8 @@ class Versions:
                 self.lost()
             except StoreError as error:
                 pause_s = _RETRY_WHEN_REFUSED_S
+                if self._is_away:  # a server that refuses is there, such as a replica, which has no LISTEN
+                    self._came_back(time.monotonic(), is_heard=False)
                 if str(error) != refused:
                     refused = str(error)
                     _log.warning("versions_not_heard_each_request_asks", error=refused)
@@ -224,11 +232,14 @@ class Versions:
         for org_id, agent_id in due:
             self.current(org_id, agent_id)
 
-    def _came_back(self, began: float) -> None:
+    def _came_back(self, began: float, *, is_heard: bool = True) -> None:
+        if self._is_away:
+            self._on_back()
         with self._lock:
             self._generation += 1
             self._known.clear()
-            self._heard_at = self._reached_at = began
+            self._reached_at = began
+            self._heard_at = began if is_heard else -FRESH_S
             was_away, self._is_away = self._is_away, False
         if was_away:
             _log.info("postgresql_is_back")
