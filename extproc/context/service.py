@@ -150,8 +150,8 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
             is_well = False
         if not self.is_store_away:
             return is_well
-        served = "loaded namespaces are served" if is_well else "nothing is served"
-        return f"away for {self._store.away_s():.0f} s; {served}, for {self._serve_away_s:.0f} s at most"
+        served = f"loaded namespaces are served, for {self._serve_away_s:.0f} s at most"
+        return f"away for {self._store.away_s():.0f} s; {served if is_well else 'nothing is served until it is back'}"
 
     @property
     def is_store_away(self) -> bool:
