@@ -32,7 +32,7 @@ from extproc.context.rehearsal import NOBODY, rehearse
 from extproc.context.score import DEFAULT_WEIGHTS, SCORE_SCHEMA, Scored, Weights
 from extproc.context.usage import RetrievalCounts
 from extproc.memory.model import InvalidValue, Namespace, parse_category, parse_uuid
-from extproc.memory.store import StoreError
+from extproc.memory.store import StoreAway, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -194,7 +194,8 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
             code, reason = grpc.StatusCode.INVALID_ARGUMENT, str(error)
         except StoreError as error:
             code, reason = grpc.StatusCode.UNAVAILABLE, "the memory store cannot be used now"
-            _log.warning("call_failed", method=method, error=str(error))
+            if not isinstance(error, StoreAway):  # which the store says once, and not every call
+                _log.warning("call_failed", method=method, error=str(error))
         except Overloaded:
             code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, "the engine has more to do than it can; add engines"
         except TimeoutError:

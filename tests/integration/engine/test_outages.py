@@ -83,7 +83,8 @@ def test_warm_namespaces_are_served_it_is_said_and_afterwards_all_is_as_the_serv
             eventually(lambda: running.is_serving("memory_store"))
             assert running.ready() == (200, "ok")
             assert running.metric("requests_total", '{code="INTERNAL",method="AssembleContext"}') == 0
-            assert [line["event"] for line in running.log() if line["event"].startswith("postgresql_is")] == [
+            assert [line["event"] for line in running.log()] == [
+                "ready",
                 "postgresql_is_away_loaded_memories_are_served",
                 "postgresql_is_back",
             ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +33,7 @@ from extproc.context.service import SERVICE_NAME, ContextService
 from extproc.memory.features import Row, open_indexer
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.sqlite import SqliteMemoryStore
-from extproc.memory.store import Snapshot, StoreError
+from extproc.memory.store import Snapshot, StoreError, Version
 from extproc.settings import EngineSettings
 
 MakeMemory = Callable[..., Memory]
@@ -352,7 +353,10 @@ class TestTime:
         may_read = threading.Event()
         async with Running(store, agent) as client:
             store.between = lambda partition: (may_read.wait(10), partition)[1]
-            answer = await client.stub.AssembleContext(client.request(), timeout=0.2)
+            for _ in range(20):  # on a busy machine the last milliseconds may be too few
+                with suppress(aio.AioRpcError):
+                    answer = await client.stub.AssembleContext(client.request(), timeout=0.2)
+                    break
             assert answer.assembled_context == ""
             may_read.set()
 
@@ -377,6 +381,31 @@ class TestTime:
         await until(lambda: client.metric("requests_inside") == 0)
         may_read.set()
         assert client.metric("requests_total", method="AssembleContext", code="CANCELLED") == 1
+
+    async def test_a_store_that_fails_after_its_caller_left_is_no_news(
+        self, client: Client, store: FreeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        may_fail, has_failed = threading.Event(), threading.Event()
+
+        def fail(*_: str) -> Version:
+            may_fail.wait(10)
+            has_failed.set()
+            raise StoreError("gone")
+
+        monkeypatch.setattr(store, "version", lambda *_: None)
+        monkeypatch.setattr(store, "current_version", fail)
+        said: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: said.append(context))
+        call = client.stub.AssembleContext(client.request(), timeout=5)
+        await until(lambda: client.metric("requests_inside") == 1)
+        await asyncio.sleep(0.05)
+        call.cancel()
+        await until(lambda: client.metric("requests_inside") == 0)
+        may_fail.set()
+        await until(has_failed.is_set)
+        await asyncio.sleep(0.05)
+        gc.collect()
+        assert not said
 
     async def test_a_broken_store_gives_nothing_and_no_error(
         self, client: Client, store: FreeStore, make: MakeMemory
