@@ -12,6 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -93,6 +94,8 @@ class _Running:
     """Set by SIGTERM and SIGINT."""
     health: health.aio.HealthServicer
     """Of gRPC: for services beside those that every process has."""
+    start_admin: Callable[[], Awaitable[None]]
+    """Before its time, for a body that waits: alive, and not ready."""
 
 
 class _StoppedAtStart(Exception):
@@ -356,7 +359,7 @@ async def _engine(settings: EngineSettings) -> None:
         try:
             indexer = await asyncio.to_thread(open_indexer, choice)
             # An engine writes no memories, so no other service is asked within a transaction of the store.
-            store = await _opened(lambda: open_store(settings, indexer), running.stopping)
+            store = await _opened(lambda: open_store(settings, indexer), running)
             running.closers.append(lambda: asyncio.to_thread(store.close))
             service = ContextService(store, indexer, settings)
             await service.start()
@@ -377,20 +380,21 @@ async def _engine(settings: EngineSettings) -> None:
         reindexing.start()
 
 
-async def _opened(open_: Callable[[], MemoryStore], stopping: asyncio.Event) -> MemoryStore:
+async def _opened(open_: Callable[[], MemoryStore], running: _Running) -> MemoryStore:
     """The store, as soon as its database is there. Raises StoreError for whatever waiting does not mend."""
     from extproc.memory.store import StoreAway
 
     is_told = False
-    while not stopping.is_set():
+    while not running.stopping.is_set():
         try:
             return await asyncio.to_thread(open_)
         except StoreAway as error:
             if not is_told:
                 _log.warning("the memory store is away, the engine starts when it is there", error=str(error))
+                await running.start_admin()
             is_told = True
         with suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), _STORE_RETRY_S)
+            await asyncio.wait_for(running.stopping.wait(), _STORE_RETRY_S)
     raise _StoppedAtStart
 
 
@@ -518,8 +522,7 @@ async def _process(
 ) -> AsyncIterator[_Running]:
     """Everything around a gRPC service. The body adds the service; leaving it serves until a signal comes.
 
-    The admin listener answers during the body already: alive, and not ready. The service's port is closed until then,
-    so that a client with several addresses goes to another one.
+    Until then its port is closed, so that a client with several addresses goes to another one.
     """
     logs = configure_logs(name, settings.log_level)
     spans = start_spans(name, settings.otlp_endpoint)
@@ -529,12 +532,13 @@ async def _process(
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     admin = AdminListener(name, settings.admin_listen, readiness, routes)
-    running = _Running(server, logs, [], [], _stopping(), health_servicer)
+    start_admin = partial(_start_admin, admin, settings.admin_listen)
+    running = _Running(server, logs, [], [], _stopping(), health_servicer, start_admin)
     try:
-        await _start_admin(admin, settings.admin_listen)
         yield running
         _bind(server, listen)
         await server.start()
+        await start_admin()
         await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.SERVING)
         watchdog.start()
         readiness.is_serving = True
@@ -572,6 +576,8 @@ def _bind(server: grpc.aio.Server, listen: str) -> None:
 
 
 async def _start_admin(admin: AdminListener, listen: str) -> None:
+    if admin.address:
+        return
     try:
         await admin.start()
     except (OSError, OverflowError, ValueError) as error:

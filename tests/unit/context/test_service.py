@@ -353,10 +353,12 @@ class TestTime:
         may_read = threading.Event()
         async with Running(store, agent) as client:
             store.between = lambda partition: (may_read.wait(10), partition)[1]
+            answer = None
             for _ in range(20):  # on a busy machine the last milliseconds may be too few
                 with suppress(aio.AioRpcError):
                     answer = await client.stub.AssembleContext(client.request(), timeout=0.2)
                     break
+            assert answer is not None
             assert answer.assembled_context == ""
             may_read.set()
 
