@@ -27,6 +27,7 @@ __all__ = ["CHANNEL", "FRESH_S", "Versions", "notification"]
 CHANNEL = "ibex_memories"
 BEAT_S = 0.5
 """Between two questions on the listening connection."""
+_QUESTION = "SELECT 1"
 ANSWER_LIMIT_S = 1.0
 FRESH_S = 2.0
 """How old a version may be: a question's interval and limit, and time for a busy machine."""
@@ -194,6 +195,8 @@ class Versions:
     def _hear(self, connection: Any) -> None:
         """Until it fails or the store is closed. Raises StoreError."""
         began = time.monotonic()
+        # The driver takes notifications that come with an answer for itself, and hands them on only in this way.
+        connection.add_notify_handler(lambda note: self._heard(note.payload))
         connection.execute(f"LISTEN {CHANNEL}")
         self._came_back(began)
         with selectors.DefaultSelector() as selector:
@@ -204,7 +207,7 @@ class Versions:
                 selector.select(max(0.0, next_beat - time.monotonic()))
                 sent_at = time.monotonic()
                 if sent_at >= next_beat:
-                    connection.execute("SELECT 1")
+                    connection.execute(_QUESTION)
                     next_beat = sent_at + BEAT_S
                     self._take(connection)
                     self._heard_at = self._reached_at = sent_at
@@ -213,7 +216,7 @@ class Versions:
                     self._take(connection)
 
     def _take(self, connection: Any) -> None:
-        """Every notification that has arrived."""
+        """Every notification that has arrived without an answer."""
         connection.pgconn.consume_input()
         while (note := connection.pgconn.notifies()) is not None:
             self._heard(note.extra.decode())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 
+from extproc.memory import listen
 from extproc.memory.database import Database, migrate
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.postgres import PostgresMemoryStore, _candidates
@@ -191,6 +192,18 @@ class TestOtherEngines:
         assert len({one.id for one in added}) == 1
         assert sum(one.is_new for one in added) == 1
         assert store.current_version(agent.org_id, agent.agent_id) == Version(1, 0)
+
+    def test_a_notification_that_comes_with_an_answer_is_heard(
+        self, postgres: postgres_side.Database, opened: Any, agent: Namespace, make: MakeMemory, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr(listen, "_QUESTION", "SELECT pg_sleep(0.2)")
+        monkeypatch.setattr(listen, "BEAT_S", 0.0)
+        monkeypatch.setattr(listen, "ASK_AGAIN_S", 3600.0)
+        reader, writer = opened(postgres.url), opened(postgres.url)
+        wait_until(lambda: known(reader, agent) == Version(0, 0))
+        for changes in range(1, 4):
+            writer.add(make(f"tea {changes}"))
+            wait_until(lambda changes=changes: reader.version(agent.org_id, agent.agent_id) == Version(changes, 0))
 
 
 class TestAway:
