@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -200,10 +201,14 @@ class TestOtherEngines:
         monkeypatch.setattr(listen, "BEAT_S", 0.0)
         monkeypatch.setattr(listen, "ASK_AGAIN_S", 3600.0)
         reader, writer = opened(postgres.url), opened(postgres.url)
+
+        def is_at(version: Version) -> bool:
+            return bool(reader.version(agent.org_id, agent.agent_id) == version)
+
         wait_until(lambda: known(reader, agent) == Version(0, 0))
         for changes in range(1, 4):
             writer.add(make(f"tea {changes}"))
-            wait_until(lambda changes=changes: reader.version(agent.org_id, agent.agent_id) == Version(changes, 0))
+            wait_until(partial(is_at, Version(changes, 0)))
 
 
 class TestAway:
