@@ -228,6 +228,9 @@ def up(
     tls: Annotated[bool, typer.Option("--tls", help="HTTPS, with a certificate made for this machine.")] = False,
     otlp: Annotated[str | None, typer.Option(help="OTLP/HTTP receiver of all spans.", metavar="URL")] = None,
     worker: Annotated[bool, typer.Option(help="Make memories of turns, or leave the tasks in the queue.")] = True,
+    engines: Annotated[
+        int, typer.Option(min=1, max=8, help="Engines, each a process; the filter asks them in turn.")
+    ] = 1,
     data: DataOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON once everything answers.")] = False,
 ) -> None:
@@ -244,6 +247,7 @@ def up(
             data=data,
             as_json=as_json,
             has_worker=worker,
+            engines=engines,
         )
     except StackError as error:
         _fail("up", error)

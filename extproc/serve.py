@@ -10,8 +10,9 @@ import asyncio
 import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -38,8 +39,10 @@ from extproc.telemetry.watchdog import Watchdog
 if TYPE_CHECKING:
     from starlette.routing import Route
 
+    from extproc.context.service import ContextService
     from extproc.directives.client import Directives
     from extproc.filter.identity import IdentitySources
+    from extproc.memory.store import MemoryStore
     from extproc.turns.broker import Broker
     from extproc.turns.sessions import Sessions
     from extproc.turns.sinks import CheckpointSink, TaskSink, TraceSink
@@ -60,6 +63,12 @@ _AUTH_CONNECTIONS = 6
 """One for each thread of the auth service and of the directive service."""
 _CHECK_MESSAGE_BYTES = 1024 * 1024
 """A request's headers."""
+_STORE_CHECK = "memory_store"
+"""In `/ready` of an engine, and a service of its gRPC health."""
+_STORE_RETRY_S = 1.0
+"""Between two attempts to open a store whose database is away when an engine starts."""
+_STORE_LOOK_S = 1.0
+"""Between two looks at whether it is away, for gRPC's health service; no statement is sent for it."""
 _REDIS_TIMEOUT_S = 0.02
 """For each count of the rate limit: it takes well under 1 ms, and is on every request's way."""
 
@@ -81,6 +90,16 @@ class _Running:
     """Called in order after the last request."""
     stoppers: list[Callable[[], None]]
     """Called when no new requests are taken, before running ones may end."""
+    stopping: asyncio.Event
+    """Set by SIGTERM and SIGINT."""
+    health: health.aio.HealthServicer
+    """Of gRPC: for services beside those that every process has."""
+    start_admin: Callable[[], Awaitable[None]]
+    """Before its time, for a body that waits: alive, and not ready."""
+
+
+class _StoppedAtStart(Exception):
+    """A signal came before there was anything to stop."""
 
 
 def run_filter(settings: FilterSettings) -> None:
@@ -325,39 +344,66 @@ async def _engine(settings: EngineSettings) -> None:
     from extproc.memory.store import StoreError, open_store
 
     choice = embedding_choice(settings)
-    try:
-        indexer = await asyncio.to_thread(open_indexer, choice)
-        # An engine writes no memories, so no other service is asked within a transaction of the store.
-        store = await asyncio.to_thread(open_store, settings, indexer)
-        service = ContextService(store, indexer, settings)
-        await service.start()
-        service.freeze()
-    except ModelUnusable as error:
-        raise SettingsError(f"IBEX_EMBEDDING={settings.embedding}: {error}") from None
-    except StoreError as error:
-        raise SettingsError(f"the memory store cannot be opened: {error}") from None
-    reindexing = Reindexing(store, lambda: open_indexer(choice.for_documents()))
+    service: ContextService | None = None
 
-    async def is_store_well() -> bool:
-        try:
-            await service.check()
-        except StoreError:
-            return False
-        return True
+    async def store_state() -> bool | str:
+        return False if service is None else await service.store_state()
 
-    async def close_store() -> None:
-        await asyncio.to_thread(reindexing.stop)
-        await asyncio.to_thread(store.close)
-
-    # Without its store an engine answers with nothing, so that nothing forgotten is served; that is no failure.
-    checks = {"store": is_store_well}
+    # Without its database an engine serves what it holds, or nothing. Others have the same database: to take this one
+    # out of service would only lose what it holds.
+    checks = {_STORE_CHECK: store_state}
     options = server_options(_ENGINE_MESSAGE_BYTES)
     async with _process(
         "engine", settings, settings.engine_listen, SERVICE_NAME, options, checks, needed=()
     ) as running:
+        try:
+            indexer = await asyncio.to_thread(open_indexer, choice)
+            # An engine writes no memories, so no other service is asked within a transaction of the store.
+            store = await _opened(lambda: open_store(settings, indexer), running)
+            running.closers.append(lambda: asyncio.to_thread(store.close))
+            service = ContextService(store, indexer, settings)
+            await service.start()
+            service.freeze()
+        except ModelUnusable as error:
+            raise SettingsError(f"IBEX_EMBEDDING={settings.embedding}: {error}") from None
+        except StoreError as error:
+            raise SettingsError(f"the memory store cannot be opened: {error}") from None
+        reindexing = Reindexing(store, lambda: open_indexer(choice.for_documents()))
         service.add_to_server(running.server)
-        running.closers.extend((service.stop, close_store))
+        telling = asyncio.create_task(_tell_of_store(service, running.health), name="store health")
+
+        async def stop_reindexing() -> None:
+            telling.cancel()
+            await asyncio.to_thread(reindexing.stop)
+
+        running.closers[:0] = [service.stop, stop_reindexing]
         reindexing.start()
+
+
+async def _opened(open_: Callable[[], MemoryStore], running: _Running) -> MemoryStore:
+    """The store, as soon as its database is there. Raises StoreError for whatever waiting does not mend."""
+    from extproc.memory.store import StoreAway
+
+    is_told = False
+    while not running.stopping.is_set():
+        try:
+            return await asyncio.to_thread(open_)
+        except StoreAway as error:
+            if not is_told:
+                _log.warning("the memory store is away, the engine starts when it is there", error=str(error))
+                await running.start_admin()
+            is_told = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(running.stopping.wait(), _STORE_RETRY_S)
+    raise _StoppedAtStart
+
+
+async def _tell_of_store(service: ContextService, servicer: health.aio.HealthServicer) -> None:
+    """gRPC's health service has a name for the store alone, for whoever wants to be told; nobody need act on it."""
+    while True:
+        status = health_pb2.HealthCheckResponse
+        await servicer.set(_STORE_CHECK, status.NOT_SERVING if service.is_store_away else status.SERVING)
+        await asyncio.sleep(_STORE_LOOK_S)
 
 
 async def _auth(settings: AuthSettings) -> None:
@@ -470,11 +516,14 @@ async def _process(
     listen: str,
     service_name: str,
     options: list[tuple[str, int]],
-    checks: Mapping[str, Callable[[], Awaitable[bool]]],
+    checks: Mapping[str, Callable[[], Awaitable[bool | str]]],
     needed: tuple[str, ...],
     routes: Sequence[Route] = (),
 ) -> AsyncIterator[_Running]:
-    """Everything around a gRPC service. The body adds the service; leaving it serves until a signal comes."""
+    """Everything around a gRPC service. The body adds the service; leaving it serves until a signal comes.
+
+    Until then its port is closed, so that a client with several addresses goes to another one.
+    """
     logs = configure_logs(name, settings.log_level)
     spans = start_spans(name, settings.otlp_endpoint)
     watchdog = Watchdog(settings.watchdog_s)
@@ -483,17 +532,18 @@ async def _process(
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     admin = AdminListener(name, settings.admin_listen, readiness, routes)
-    running = _Running(server, logs, [], [])
+    start_admin = partial(_start_admin, admin, settings.admin_listen)
+    running = _Running(server, logs, [], [], _stopping(), health_servicer, start_admin)
     try:
         yield running
         _bind(server, listen)
         await server.start()
-        await _start_admin(admin, settings.admin_listen)
+        await start_admin()
         await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.SERVING)
         watchdog.start()
         readiness.is_serving = True
         _log.info("ready", listen=listen, admin=admin.address)
-        await _signal()
+        await running.stopping.wait()
         _log.info("stopping: no new requests, running ones may end", drain_s=settings.drain_s)
         readiness.is_serving = False
         await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -501,6 +551,8 @@ async def _process(
         for stop in running.stoppers:
             stop()
         await server.stop(settings.drain_s)
+    except _StoppedAtStart:
+        _log.info("stopping before the start was over")
     finally:
         await server.stop(0)
         await admin.stop()
@@ -524,6 +576,8 @@ def _bind(server: grpc.aio.Server, listen: str) -> None:
 
 
 async def _start_admin(admin: AdminListener, listen: str) -> None:
+    if admin.address:
+        return
     try:
         await admin.start()
     except (OSError, OverflowError, ValueError) as error:
@@ -536,10 +590,10 @@ async def _set_health(servicer: health.aio.HealthServicer, service_name: str, st
     await servicer.set("liveness", health_pb2.HealthCheckResponse.SERVING)
 
 
-async def _signal() -> None:
-    """Wait for SIGTERM or SIGINT."""
+def _stopping() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT from now on."""
     received = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, received.set)
-    await received.wait()
+    return received

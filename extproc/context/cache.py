@@ -192,9 +192,9 @@ class NamespaceCache:
         if wanted is None:
             ask = partial(self._store.current_version, namespace.org_id, namespace.agent_id)
             asked = asyncio.ensure_future(self.run(ask))
+            asked.add_done_callback(_forget)
             await asyncio.wait({asked}, timeout=max(0.0, timeout_s))
             if not asked.done():
-                asked.add_done_callback(_forget)
                 return None
             wanted = asked.result()
         while True:

@@ -24,7 +24,7 @@ from extproc.context.retrieve import Filter, Meanings, collecting, standing
 from extproc.context.score import DEFAULT_WEIGHTS, Ranking, Scored, Weights, rank, unranked
 from extproc.context.select import select
 from extproc.context.steps import advance
-from extproc.memory.store import StoreError
+from extproc.memory.store import StoreAway, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -344,7 +344,8 @@ class Engine:
 
 
 def _nothing(assembly: Assembly, error: StoreError) -> Sequence[Index]:
-    _log.warning("retrieval_failed_nothing_injected", error=str(error))
+    if not isinstance(error, StoreAway):  # which the store says once, and not every request
+        _log.warning("retrieval_failed_nothing_injected", error=str(error))
     assembly.outcome = Outcome.STORE_ERROR
     return []
 

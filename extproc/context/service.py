@@ -28,13 +28,14 @@ from extproc.context.cache import NamespaceCache
 from extproc.context.engine import Engine, Request, Stage
 from extproc.context.metrics import EngineMetrics
 from extproc.context.pack import Exclusion, Packed
+from extproc.context.rehearsal import NOBODY, rehearse
 from extproc.context.score import DEFAULT_WEIGHTS, SCORE_SCHEMA, Scored, Weights
 from extproc.context.usage import RetrievalCounts
 from extproc.memory.model import InvalidValue, Namespace, parse_category, parse_uuid
-from extproc.memory.store import StoreError
+from extproc.memory.store import StoreAway, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     import numpy as np
     from google.protobuf.message import Message
@@ -73,7 +74,6 @@ RESERVE_S = 0.003
 """Left of the caller's deadline for the way back."""
 
 _STEPS = {"positive": USEFULNESS_STEP, "negative": -USEFULNESS_STEP, "neutral": 0.0}
-_NOBODY = "00000000-0000-0000-0000-000000000000"
 _NO_DEADLINE_S = 3600.0
 
 _log = structlog.get_logger(__name__)
@@ -97,6 +97,8 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         self._store = store
         self._switch_s = sys.getswitchinterval()
         self._wall_s = settings.retrieval_wall_ms / 1000
+        self._serve_away_s = settings.store_away_s
+        self._indexer = indexer
         self._cache = NamespaceCache(store, indexer, settings.namespace_cache_bytes)
         self._metrics = EngineMetrics(registry, self._cache)
         self._engine = Engine(self._cache, indexer, settings, on_foreign=self._metrics.foreign.inc)
@@ -104,10 +106,12 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         self._retrievals = RetrievalCounts(store, self._cache, on_lost=self._metrics.lost_retrievals.inc)
 
     async def start(self) -> None:
-        """Raises StoreError when the store cannot be read."""
+        """Afterwards the first request is as quick as others. Raises StoreError when the store cannot be read."""
         await self.check()
-        # Compiles the statements, so that the first namespace is loaded within the wall.
-        await self._cache.wait(Namespace(_NOBODY, _NOBODY, _NOBODY), SEARCH_WALL_S)
+        question, _ = await self._cache.run(partial(rehearse, self._indexer))
+        # Compiles the statements, so that the first namespace is found and loaded within the wall.
+        await self._cache.run(partial(self._store.candidates, NOBODY, list(question.query.stems), None))
+        await self._cache.wait(NOBODY, SEARCH_WALL_S)
         self._retrievals.start()
         sys.setswitchinterval(SWITCH_S)
 
@@ -134,8 +138,25 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         await self._cache.stop()
 
     async def check(self) -> None:
-        """For readiness. Raises StoreError when the store cannot be read."""
+        """Raises StoreError when the store cannot be read and does not serve without its database."""
         await self._cache.run(self._store.check)
+
+    async def store_state(self) -> bool | str:
+        """For readiness: whether the store is well, or in words for how long it has been away and what that means."""
+        try:
+            await self.check()
+            is_well = True
+        except StoreError:
+            is_well = False
+        if not self.is_store_away:
+            return is_well
+        served = f"loaded namespaces are served, for {self._serve_away_s:.0f} s at most"
+        return f"away for {self._store.away_s():.0f} s; {served if is_well else 'nothing is served until it is back'}"
+
+    @property
+    def is_store_away(self) -> bool:
+        """Whether memories are served without their database, or none at all for want of it."""
+        return self._store.away_s() > 0
 
     def add_to_server(self, server: aio.Server) -> None:
         context_pb2_grpc.add_ContextAssemblyServiceServicer_to_server(self, server)
@@ -144,35 +165,41 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
     async def AssembleContext(
         self, request: pb.AssembleContextRequest, context: context_pb2_grpc._ServicerContext
     ) -> pb.AssembleContextResponse:
-        return await self._answer("AssembleContext", self._assemble(request, context), context)
+        return await self._answer("AssembleContext", partial(self._assemble, request, context), context)
 
     @override
     async def SearchMemories(
         self, request: pb.SearchMemoriesRequest, context: context_pb2_grpc._ServicerContext
     ) -> pb.SearchMemoriesResponse:
-        return await self._answer("SearchMemories", self._search(request, context), context)
+        return await self._answer("SearchMemories", partial(self._search, request), context)
 
     @override
     async def RecordMemoryFeedback(
         self, request: pb.RecordMemoryFeedbackRequest, context: context_pb2_grpc._ServicerContext
     ) -> pb.RecordMemoryFeedbackResponse:
-        return await self._answer("RecordMemoryFeedback", self._record_feedback(request), context)
+        return await self._answer("RecordMemoryFeedback", partial(self._record_feedback, request), context)
 
-    async def _answer(self, method: str, work: Awaitable[M], context: context_pb2_grpc._ServicerContext) -> M:
-        """The one place where failures become status codes, and calls are counted."""
+    async def _answer(
+        self, method: str, work: Callable[[float], Awaitable[M]], context: context_pb2_grpc._ServicerContext
+    ) -> M:
+        """The one place where failures become status codes, and calls are counted.
+
+        `work` gets the seconds that are left, and is not begun when there are none: nobody would get its answer.
+        """
         began = time.perf_counter()
         code, reason = grpc.StatusCode.CANCELLED, ""
         try:
-            answer = await work
+            answer = await work(_time_left_s(context))
         except InvalidValue as error:
             code, reason = grpc.StatusCode.INVALID_ARGUMENT, str(error)
         except StoreError as error:
             code, reason = grpc.StatusCode.UNAVAILABLE, "the memory store cannot be used now"
-            _log.warning("call_failed", method=method, error=str(error))
+            if not isinstance(error, StoreAway):  # which the store says once, and not every call
+                _log.warning("call_failed", method=method, error=str(error))
         except Overloaded:
             code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, "the engine has more to do than it can; add engines"
         except TimeoutError:
-            code, reason = grpc.StatusCode.DEADLINE_EXCEEDED, "the memories were not loaded in time; try again"
+            code, reason = grpc.StatusCode.DEADLINE_EXCEEDED, "not done in the time that was left; try again"
         except Exception:  # noqa: BLE001 (the edge: a bug ends one call, not the server)
             code, reason = grpc.StatusCode.INTERNAL, "internal error"
             _log.exception("call_failed_by_a_bug", method=method)
@@ -186,7 +213,7 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         raise AssertionError("abort raises")
 
     async def _assemble(
-        self, request: pb.AssembleContextRequest, context: context_pb2_grpc._ServicerContext
+        self, request: pb.AssembleContextRequest, context: context_pb2_grpc._ServicerContext, left_s: float
     ) -> pb.AssembleContextResponse:
         if not request.model:
             raise InvalidValue("model is empty")
@@ -206,7 +233,7 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         )
         span = _start_span(context)
         try:
-            assembly = await self._engine.assemble(asked, min(self._wall_s, _time_left_s(context)))
+            assembly = await self._engine.assemble(asked, min(self._wall_s, left_s))
             if span.is_recording():
                 _describe(span, request, assembly)
         finally:
@@ -219,9 +246,7 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
             self._retrievals.add([one.scored.memory for one in included])
         return _assembled(request, assembly, len(included))
 
-    async def _search(
-        self, request: pb.SearchMemoriesRequest, context: context_pb2_grpc._ServicerContext
-    ) -> pb.SearchMemoriesResponse:
+    async def _search(self, request: pb.SearchMemoriesRequest, left_s: float) -> pb.SearchMemoriesResponse:
         began = time.perf_counter()
         namespace = Namespace.parse(request.org_id, request.agent_id, request.user_id)
         if not request.query:
@@ -235,7 +260,7 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
             return index.accepted(categories, tags)
 
         limit = min(request.limit or DEFAULT_FOUND, MOST_FOUND)
-        wall_s = min(SEARCH_WALL_S, _time_left_s(context))
+        wall_s = min(SEARCH_WALL_S, left_s)
         found = await self._engine.search(
             namespace, request.query, limit, wall_s, accept if categories or tags else None
         )
@@ -245,7 +270,10 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
             search_time_ms=round((time.perf_counter() - began) * 1000),
         )
 
-    async def _record_feedback(self, request: pb.RecordMemoryFeedbackRequest) -> pb.RecordMemoryFeedbackResponse:
+    async def _record_feedback(
+        self, request: pb.RecordMemoryFeedbackRequest, _left_s: float
+    ) -> pb.RecordMemoryFeedbackResponse:
+        """A write that has begun is finished; one that still waits for its thread ends with its caller's deadline."""
         org_id = parse_uuid(request.org_id, "org_id")
         step = _STEPS.get(request.feedback)
         if step is None:
@@ -278,8 +306,13 @@ def _weights(options: pb.AssemblyOptions) -> Weights:
 
 
 def _time_left_s(context: context_pb2_grpc._ServicerContext) -> float:
+    """Raises TimeoutError when none is."""
     left = cast("float | None", context.time_remaining())  # None without a deadline, whatever the stubs say
-    return _NO_DEADLINE_S if left is None else max(0.0, left - RESERVE_S)
+    if left is None:
+        return _NO_DEADLINE_S
+    if left <= RESERVE_S:
+        raise TimeoutError
+    return left - RESERVE_S
 
 
 def _assembled(request: pb.AssembleContextRequest, assembly: Assembly, included: int) -> pb.AssembleContextResponse:

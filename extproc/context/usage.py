@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from extproc.memory.store import StoreError
+from extproc.memory.store import StoreAway, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,22 +47,30 @@ class RetrievalCounts:
         self._task = asyncio.create_task(self._write_now_and_then(), name="write retrieval counts")
 
     async def stop(self) -> None:
-        """What is pending is written."""
+        """What is pending is written, or lost when the database is away."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
         await self.write()
+        if self._pending:
+            self._lose(self._pending, "the database is away")
 
     async def write(self) -> None:
+        """What is pending. While the database is away it goes on waiting."""
         pending, self._pending = self._pending, Counter()
         if not pending:
             return
         try:
             await self._cache.run(partial(self._store.record_retrievals, pending, datetime.now(UTC)))
+        except StoreAway:
+            self._pending.update(pending)
         except StoreError as error:
-            self._on_lost(pending.total())
-            _log.warning("retrieval_counts_lost", memories=len(pending), error=str(error))
+            self._lose(pending, str(error))
+
+    def _lose(self, pending: Counter[tuple[str, str]], error: str) -> None:
+        self._on_lost(pending.total())
+        _log.warning("retrieval_counts_lost", memories=len(pending), error=error)
 
     async def _write_now_and_then(self) -> None:
         while True:

@@ -205,6 +205,12 @@ class Database:
         except sqlite3.Error as error:
             raise StoreError(f"the database cannot be used now: {error}") from None
 
+    def renew(self) -> None:
+        """After the server was away: idle connections are closed, for they lead nowhere. Those in use stay."""
+        engine = self._engine
+        if engine is not None:
+            engine.dispose()
+
     def close(self) -> None:
         """A later transaction opens it again."""
         with self._opening:

@@ -27,6 +27,7 @@ __all__ = ["CHANNEL", "FRESH_S", "Versions", "notification"]
 CHANNEL = "ibex_memories"
 BEAT_S = 0.5
 """Between two questions on the listening connection."""
+_QUESTION = "SELECT 1"
 ANSWER_LIMIT_S = 1.0
 FRESH_S = 2.0
 """How old a version may be: a question's interval and limit, and time for a busy machine."""
@@ -51,14 +52,20 @@ class Versions:
     """Safe to use from several threads; the listening one is started by the first question."""
 
     def __init__(
-        self, connect: Callable[[float], Any], ask: Callable[[str, str], Version], serve_away_s: float
+        self,
+        connect: Callable[[float], Any],
+        ask: Callable[[str, str], Version],
+        serve_away_s: float,
+        on_back: Callable[[], None] = lambda: None,
     ) -> None:
         """`connect` gives a connection of psycopg in autocommit, which waits this many seconds for each answer.
 
-        `ask` gets a version from the database. Both raise StoreError, and StoreAway when there is no server.
+        `ask` gets a version from the database. Both raise StoreError, and StoreAway when there is no server. `on_back`
+        is called when the server is there again, before anybody is sent to it.
         """
         self._connect = connect
         self._ask = ask
+        self._on_back = on_back
         self.serve_away_s = serve_away_s
         self._lock = threading.Lock()
         self._known: dict[Key, tuple[Version, float]] = {}
@@ -175,6 +182,8 @@ class Versions:
                 self.lost()
             except StoreError as error:
                 pause_s = _RETRY_WHEN_REFUSED_S
+                if self._is_away:  # a server that refuses is there, such as a replica, which has no LISTEN
+                    self._came_back(time.monotonic(), is_heard=False)
                 if str(error) != refused:
                     refused = str(error)
                     _log.warning("versions_not_heard_each_request_asks", error=refused)
@@ -186,6 +195,8 @@ class Versions:
     def _hear(self, connection: Any) -> None:
         """Until it fails or the store is closed. Raises StoreError."""
         began = time.monotonic()
+        # The driver takes notifications that come with an answer for itself, and hands them on only in this way.
+        connection.add_notify_handler(lambda note: self._heard(note.payload))
         connection.execute(f"LISTEN {CHANNEL}")
         self._came_back(began)
         with selectors.DefaultSelector() as selector:
@@ -196,7 +207,7 @@ class Versions:
                 selector.select(max(0.0, next_beat - time.monotonic()))
                 sent_at = time.monotonic()
                 if sent_at >= next_beat:
-                    connection.execute("SELECT 1")
+                    connection.execute(_QUESTION)
                     next_beat = sent_at + BEAT_S
                     self._take(connection)
                     self._heard_at = self._reached_at = sent_at
@@ -205,7 +216,7 @@ class Versions:
                     self._take(connection)
 
     def _take(self, connection: Any) -> None:
-        """Every notification that has arrived."""
+        """Every notification that has arrived without an answer."""
         connection.pgconn.consume_input()
         while (note := connection.pgconn.notifies()) is not None:
             self._heard(note.extra.decode())
@@ -224,11 +235,14 @@ class Versions:
         for org_id, agent_id in due:
             self.current(org_id, agent_id)
 
-    def _came_back(self, began: float) -> None:
+    def _came_back(self, began: float, *, is_heard: bool = True) -> None:
+        if self._is_away:
+            self._on_back()
         with self._lock:
             self._generation += 1
             self._known.clear()
-            self._heard_at = self._reached_at = began
+            self._reached_at = began
+            self._heard_at = began if is_heard else -FRESH_S
             was_away, self._is_away = self._is_away, False
         if was_away:
             _log.info("postgresql_is_back")

@@ -76,7 +76,7 @@ class PostgresMemoryStore:
         self._database = database
         self._indexer = indexer
         self._vector_schema = "public"
-        self._versions = Versions(self._connect, self._ask_version, serve_away_s)
+        self._versions = Versions(self._connect, self._ask_version, serve_away_s, database.renew)
 
     @classmethod
     def open(cls, url: str, indexer: Indexer | None = None, serve_away_s: float = 300.0) -> PostgresMemoryStore:
@@ -106,6 +106,7 @@ class PostgresMemoryStore:
     def check(self) -> None:
         if 0 < self._versions.away_s <= self._versions.serve_away_s:
             return  # serving what is loaded, as `away_s` says
+        self._versions.refuse_when_away()
 
         def look(connection: Connection) -> None:
             act_for(connection, "")

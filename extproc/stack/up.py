@@ -133,6 +133,7 @@ def run(
     data: Path | None,
     as_json: bool,
     has_worker: bool = True,
+    engines: int = 1,
 ) -> None:
     """Start everything, say where it is, wait for SIGINT or SIGTERM. Raises StackError when a part does not start."""
     stopping = threading.Event()
@@ -140,7 +141,7 @@ def run(
         signal.signal(number, lambda *_: stopping.set())
     stack = _prepare(load(StoreSettings, data=data))
     try:
-        front = _Front(listen, provider, provider_key, tls, has_worker)
+        front = _Front(listen, provider, provider_key, tls, has_worker, engines)
         _start(stack, front, otlp, stopping)
         if stopping.is_set():
             return
@@ -218,6 +219,8 @@ class _Front:
     """Variable that holds its key; None: the one that belongs to its host."""
     tls: bool
     has_worker: bool
+    engines: int
+    """How many; the filter gives each its turn."""
 
 
 def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Event) -> None:
@@ -226,7 +229,8 @@ def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Ev
         provider, secrets_of_envoy = _provider(front)
         certificate = _certificate(stack, gateway) if front.tls else None
         binary = envoy.find_envoy(os.environ.get("IBEX_ENVOY"))
-        auth, gate, engine, filter_, filter_admin, observer, envoy_admin, stand_in = (_free_address() for _ in range(8))
+        auth, gate, filter_, filter_admin, observer, envoy_admin, stand_in = (_free_address() for _ in range(7))
+        engines = [_free_address() for _ in range(front.engines)]
         endpoint = otlp or load(ProcessSettings).otlp_endpoint
         environment = {"IBEX_DATA": str(stack.state_dir)} | ({"IBEX_OTLP_ENDPOINT": endpoint} if endpoint else {})
         stack.provider = front.provider or f"http://{stand_in}"
@@ -234,14 +238,14 @@ def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Ev
             _start_broker(stack),
             _start_traces(stack),
             _start_auth(stack, auth, environment),
-            _start_engine(stack, engine, environment),
+            *(_start_engine(stack, number, engine, environment) for number, engine in enumerate(engines, start=1)),
             *([] if provider else [_start_stand_in(stack, stand_in)]),
         ]
         _wait(alone, stopping)
         directives = {"IBEX_REDIS_URL": stack.broker, "IBEX_DIRECTIVE_ADDRESS": str(auth)}
         asking = [
             _start_gate(stack, gate, auth, environment),
-            _start_filter(stack, filter_, filter_admin, engine, directives | environment),
+            _start_filter(stack, filter_, filter_admin, engines, directives | environment),
             _start_observer(stack, observer, environment),
             *([_start_worker(stack, environment)] if front.has_worker else []),
         ]
@@ -362,18 +366,24 @@ def _start_worker(stack: Stack, environment: dict[str, str]) -> _Part:
     return _Started(child, lambda: '"event":"ready"' in child.log_end())
 
 
-def _start_engine(stack: Stack, address: envoy.Address, environment: dict[str, str]) -> _Part:
+def _start_engine(stack: Stack, number: int, address: envoy.Address, environment: dict[str, str]) -> _Part:
     admin = _free_address()
     own = {"IBEX_NONCE_KEY": stack.demo.nonce_key, **environment}
     command = ["engine", "--listen", str(address), "--admin", str(admin)]
-    child = _start_child(stack, "engine", ["-m", "extproc", *command], own)
+    name = "engine" if number == 1 else f"engine-{number}"
+    child = _start_child(stack, name, ["-m", "extproc", *command], own)
     return _Started(child, _answers(f"http://{admin}/ready"))
 
 
 def _start_filter(
-    stack: Stack, address: envoy.Address, admin: envoy.Address, engine: envoy.Address, environment: dict[str, str]
+    stack: Stack,
+    address: envoy.Address,
+    admin: envoy.Address,
+    engines: Sequence[envoy.Address],
+    environment: dict[str, str],
 ) -> _Part:
-    command = ["filter", "--listen", str(address), "--admin", str(admin), "--engine", str(engine)]
+    target = str(engines[0]) if len(engines) == 1 else f"ipv4:{','.join(map(str, engines))}"
+    command = ["filter", "--listen", str(address), "--admin", str(admin), "--engine", target]
     child = _start_child(stack, "filter", ["-m", "extproc", *command], environment)
     stack.admin = f"http://{admin}"
 
@@ -447,7 +457,7 @@ def _collector(endpoint: str) -> envoy.Address | None:
 _CONSEQUENCES = {
     "auth": "tokens that the gate does not remember are answered 503",
     "gate": "every request is answered 503",
-    "engine": "requests go on without memory",
+    "engine": "requests go on without memory, or ask the other engines",
     "filter": "requests go on without memory",
     "observer": "requests go on, and nothing is written down of them",
     "worker": "nothing is learnt from turns until it runs again; their tasks wait in the queue",
@@ -458,6 +468,10 @@ _CONSEQUENCES = {
 }
 
 
+def _consequence(name: str) -> str:
+    return _CONSEQUENCES[name.partition("-")[0]]
+
+
 def _watch(stack: Stack, stopping: threading.Event) -> None:
     """Report each child that ends, until it is time to stop."""
     running = list(stack.children)
@@ -465,7 +479,7 @@ def _watch(stack: Stack, stopping: threading.Event) -> None:
         for child in [child for child in running if child.has_ended()]:
             running.remove(child)
             typer.echo(
-                f"extproc up: {child.name} ended with code {child.process.returncode}: {_CONSEQUENCES[child.name]}; "
+                f"extproc up: {child.name} ended with code {child.process.returncode}: {_consequence(child.name)}; "
                 f"its log is {child.log_file}. Stop with Ctrl-C and run `extproc up` again.",
                 err=True,
             )

@@ -20,7 +20,8 @@ from typing_extensions import override
 
 __all__ = ["AdminListener", "Readiness"]
 
-Check = Callable[[], Awaitable[bool]]
+Check = Callable[[], Awaitable[bool | str]]
+"""Whether all is well with a dependency, or in words how it is."""
 Closer = Callable[[], Awaitable[None]]
 
 _CHECK_LIMIT_S = 2.0
@@ -36,7 +37,7 @@ class Readiness:
         self._needed = needed
 
     async def report(self) -> tuple[bool, dict[str, str]]:
-        """Readiness, and one word for each dependency."""
+        """Readiness, and for each dependency `ok`, `unavailable` or what its check says."""
         states = dict(
             zip(self._checks, await asyncio.gather(*(_state(check) for check in self._checks.values())), strict=True)
         )
@@ -46,9 +47,10 @@ class Readiness:
 
 async def _state(check: Check) -> str:
     try:
-        return "ok" if await asyncio.wait_for(check(), _CHECK_LIMIT_S) else "unavailable"
+        state = await asyncio.wait_for(check(), _CHECK_LIMIT_S)
     except TimeoutError:
-        return "unavailable"
+        state = False
+    return state if isinstance(state, str) else "ok" if state else "unavailable"
 
 
 class AdminListener:

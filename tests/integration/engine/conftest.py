@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx2
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ibex.context.v1 import context_pb2 as pb
 from ibex.context.v1 import context_pb2_grpc
 from psycopg import sql
@@ -24,10 +28,15 @@ from extproc.memory.features import open_indexer
 from extproc.memory.model import Memory, Namespace, new_memory
 from extproc.memory.store import MemoryStore, open_store
 from extproc.settings import StoreSettings, load
+from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address, free_port
 from tests.integration.turns import postgres_side
+from tests.integration.turns.valkey_side import eventually
 
-UP_S = 30.0
+Make = Callable[..., Memory]
+
+UP_S = 50.0
+STOP_S = 20.0
 ANSWER_S = 10.0
 """For one answer on a busy machine; its time is not the subject here."""
 
@@ -35,13 +44,32 @@ ANSWER_S = 10.0
 @dataclass(frozen=True)
 class Engine:
     stub: context_pb2_grpc.ContextAssemblyServiceStub
+    health: health_pb2_grpc.HealthStub
+    listen: str
     admin: str
+    process: subprocess.Popen[bytes]
+    log_file: Path
 
     def ask(self, namespace: Namespace, query: str) -> pb.AssembleContextResponse:
-        request = pb.AssembleContextRequest(
-            org_id=namespace.org_id, agent_id=namespace.agent_id, session_id="s", model="m", query=query
-        )
-        return self.stub.AssembleContext(request, timeout=ANSWER_S)
+        return self.stub.AssembleContext(question(namespace, query), timeout=ANSWER_S)
+
+    def is_serving(self, service: str) -> bool:
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = self.health.Check(request, timeout=ANSWER_S, wait_for_ready=True)  # type: ignore[attr-defined]
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def ready(self) -> tuple[int, str]:
+        """The status of `/ready`, and what it says about the store."""
+        answer = httpx2.get(f"http://{self.admin}/ready", timeout=ANSWER_S)
+        return answer.status_code, answer.json()["dependencies"]["memory_store"]
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{")]
+
+    def ends_with(self) -> int:
+        """Its exit code after SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_S)
 
     def says(self, namespace: Namespace, query: str, text: str, *, is_there: bool = True) -> bool:
         """Whether the text comes to be in the block, or goes, within 10 s: notifications take some milliseconds."""
@@ -58,8 +86,31 @@ class Engine:
         return 0.0
 
 
+def question(namespace: Namespace, query: str) -> pb.AssembleContextRequest:
+    return pb.AssembleContextRequest(
+        org_id=namespace.org_id,
+        agent_id=namespace.agent_id,
+        user_id=namespace.user_id or "",
+        session_id="s",
+        model="m",
+        query=query,
+    )
+
+
 @contextmanager
 def engine(url: str, directory: Path, **settings: str) -> Iterator[Engine]:
+    """One that is ready."""
+    with starting_engine(url, directory, **settings) as started:
+        await_ready(started)
+        yield started
+
+
+def await_ready(started: Engine) -> None:
+    eventually(lambda: is_up(started, "ready"), UP_S)
+
+
+@contextmanager
+def starting_engine(url: str, directory: Path, **settings: str) -> Iterator[Engine]:
     listen, admin = Address("127.0.0.1", free_port()), Address("127.0.0.1", free_port())
     environment = {
         **os.environ,
@@ -68,23 +119,30 @@ def engine(url: str, directory: Path, **settings: str) -> Iterator[Engine]:
         **settings,
     }
     command = [sys.executable, "-m", "extproc", "engine", "--listen", str(listen), "--admin", str(admin)]
-    with subprocess.Popen([*command, "--data", str(directory)], env=environment) as process:
-        try:
-            deadline = time.monotonic() + UP_S
-            while not _is_up(str(admin)):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            with grpc.insecure_channel(str(listen)) as channel:
-                yield Engine(context_pb2_grpc.ContextAssemblyServiceStub(channel), str(admin))
-        finally:
-            process.kill()
-            process.wait(10)
-
-
-def _is_up(admin: str) -> bool:
+    directory.mkdir(exist_ok=True)
+    log_file = directory / "log"
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--data", str(directory)],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
+        )
     try:
-        return httpx2.get(f"http://{admin}/ready", timeout=1).is_success
+        with grpc.insecure_channel(str(listen)) as channel:
+            stub, health = context_pb2_grpc.ContextAssemblyServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+            yield Engine(stub, health, str(listen), str(admin), process, log_file)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def is_up(running: Engine, page: str) -> bool:
+    """Whether a page of the admin listener is a 200."""
+    assert running.process.poll() is None, running.log_file.read_text()
+    try:
+        return httpx2.get(f"http://{running.admin}/{page}", timeout=2).is_success
     except httpx2.TransportError:
         return False
 
@@ -97,6 +155,12 @@ def server() -> Iterator[postgres_side.Server]:
 
 @pytest.fixture
 def postgres(server: postgres_side.Server) -> Iterator[postgres_side.Database]:
+    with postgres_with_vectors(server) as database:
+        yield database
+
+
+@contextmanager
+def postgres_with_vectors(server: postgres_side.Server) -> Iterator[postgres_side.Database]:
     server.start()
     with postgres_side.database(server) as database:
         server.execute(sql.SQL("CREATE EXTENSION vector"), database=database.name)  # type: ignore[arg-type]
@@ -117,8 +181,13 @@ def agent() -> Namespace:
 
 
 @pytest.fixture
-def make(agent: Namespace) -> Callable[[str], Memory]:
-    return lambda content: new_memory(agent, content, id=str(uuid.uuid4()), now=datetime.now(UTC))
+def make(agent: Namespace) -> Make:
+    """A memory, the agent's unless told otherwise."""
+
+    def build(content: str, whose: Namespace = agent) -> Memory:
+        return new_memory(whose, content, id=str(uuid.uuid4()), now=datetime.now(UTC))
+
+    return build
 
 
 @contextmanager

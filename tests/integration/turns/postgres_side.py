@@ -99,6 +99,27 @@ class Server:
             process.kill()
             process.wait(_STOP_LIMIT_S)
 
+    def kill(self) -> None:
+        """As a crash does it, without a word to clients. The next start recovers."""
+        if self._process is not None:
+            self._process.kill()
+        self.stop()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It keeps its connections and answers nobody."""
+        assert self._process is not None
+        main = self._process.pid
+        os.kill(main, signal.SIGSTOP)  # first, so that it makes no more children
+        children = [int(pid) for pid in Path(f"/proc/{main}/task/{main}/children").read_text().split()]
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in [*children, main]:
+                os.kill(pid, signal.SIGCONT)
+
     def execute(self, *statements: sql.Composed, database: str = "postgres") -> None:
         """As the superuser, each in a transaction of its own."""
         with psycopg.connect(self.superuser_url, dbname=database, autocommit=True) as connection:

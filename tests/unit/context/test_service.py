@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +33,7 @@ from extproc.context.service import SERVICE_NAME, ContextService
 from extproc.memory.features import Row, open_indexer
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.sqlite import SqliteMemoryStore
-from extproc.memory.store import Snapshot, StoreError
+from extproc.memory.store import Snapshot, StoreError, Version
 from extproc.settings import EngineSettings
 
 MakeMemory = Callable[..., Memory]
@@ -123,9 +124,39 @@ class Running:
 
 
 @pytest.fixture
-async def client(store: FreeStore, agent: Namespace) -> AsyncIterator[Client]:
-    async with Running(store, agent) as client:
-        yield client
+async def running(store: FreeStore, agent: Namespace) -> AsyncIterator[tuple[Client, ContextService]]:
+    of_agent = Running(store, agent)
+    async with of_agent as client:
+        yield client, of_agent.service
+
+
+@pytest.fixture
+def client(running: tuple[Client, ContextService]) -> Client:
+    return running[0]
+
+
+@pytest.fixture
+def service(running: tuple[Client, ContextService]) -> ContextService:
+    return running[1]
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110 - a metric tells nobody
+            await asyncio.sleep(0.01)
+
+
+class LateCall:
+    """A call whose caller has all but left."""
+
+    code: grpc.StatusCode | None = None
+
+    def time_remaining(self) -> float:
+        return 0.001
+
+    async def abort(self, code: grpc.StatusCode, _reason: str) -> None:
+        self.code = code
+        raise TimeoutError
 
 
 def texts(response: pb.AssembleContextResponse) -> list[str]:
@@ -322,9 +353,61 @@ class TestTime:
         may_read = threading.Event()
         async with Running(store, agent) as client:
             store.between = lambda partition: (may_read.wait(10), partition)[1]
-            answer = await client.stub.AssembleContext(client.request(), timeout=0.2)
+            answer = None
+            for _ in range(20):  # on a busy machine the last milliseconds may be too few
+                with suppress(aio.AioRpcError):
+                    answer = await client.stub.AssembleContext(client.request(), timeout=0.2)
+                    break
+            assert answer is not None
             assert answer.assembled_context == ""
             may_read.set()
+
+    @pytest.mark.parametrize("method", ["AssembleContext", "SearchMemories", "RecordMemoryFeedback"])
+    async def test_what_comes_too_late_is_not_begun(self, client: Client, service: ContextService, method: str) -> None:
+        late = LateCall()
+        with pytest.raises(TimeoutError):
+            await getattr(service, method)(client.request(), late)
+        assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert client.metric("requests_total", method=method, code="DEADLINE_EXCEEDED") == 1
+        assert client.metric("seconds_sum", method=method) < 1
+
+    async def test_a_caller_that_leaves_gives_its_place_back(
+        self, client: Client, store: FreeStore, make: MakeMemory
+    ) -> None:
+        store.add(make("The user's name is Ada."))
+        may_read = threading.Event()
+        store.between = lambda partition: (may_read.wait(10), partition)[1]
+        call = client.stub.AssembleContext(client.request(), timeout=5)
+        await until(lambda: client.metric("requests_inside") == 1)
+        call.cancel()
+        await until(lambda: client.metric("requests_inside") == 0)
+        may_read.set()
+        assert client.metric("requests_total", method="AssembleContext", code="CANCELLED") == 1
+
+    async def test_a_store_that_fails_after_its_caller_left_is_no_news(
+        self, client: Client, store: FreeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        may_fail, has_failed = threading.Event(), threading.Event()
+
+        def fail(*_: str) -> Version:
+            may_fail.wait(10)
+            has_failed.set()
+            raise StoreError("gone")
+
+        monkeypatch.setattr(store, "version", lambda *_: None)
+        monkeypatch.setattr(store, "current_version", fail)
+        said: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: said.append(context))
+        call = client.stub.AssembleContext(client.request(), timeout=5)
+        await until(lambda: client.metric("requests_inside") == 1)
+        await asyncio.sleep(0.05)
+        call.cancel()
+        await until(lambda: client.metric("requests_inside") == 0)
+        may_fail.set()
+        await until(has_failed.is_set)
+        await asyncio.sleep(0.05)
+        gc.collect()
+        assert not said
 
     async def test_a_broken_store_gives_nothing_and_no_error(
         self, client: Client, store: FreeStore, make: MakeMemory
@@ -428,6 +511,33 @@ async def test_the_span_belongs_to_the_callers_trace_and_holds_no_text(
     assert isinstance(attributes["ibex.stage.retrieve_ms"], float)
     assert not re.search("Ada|name", repr(sorted(attributes.values(), key=repr)))
     provider.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("away_s", "is_served", "state"),
+    [
+        (0.0, True, True),
+        (0.0, False, False),
+        (12.4, True, "away for 12 s; loaded namespaces are served, for 300 s at most"),
+        (310.0, False, "away for 310 s; nothing is served until it is back"),
+    ],
+)
+async def test_readiness_says_how_the_store_is(
+    service: ContextService,
+    store: FreeStore,
+    monkeypatch: pytest.MonkeyPatch,
+    away_s: float,
+    is_served: bool,
+    state: bool | str,
+) -> None:
+    def check() -> None:
+        if not is_served:
+            raise StoreError("gone")
+
+    monkeypatch.setattr(store, "away_s", lambda: away_s)
+    monkeypatch.setattr(store, "check", check)
+    assert await service.store_state() == state
+    assert service.is_store_away is bool(away_s)
 
 
 def test_the_health_name_is_the_services() -> None:
