@@ -2,16 +2,18 @@
 
 Each request asks the store for a version (microseconds). A partition that is behind is brought up to date in a thread:
 the few rows that changed, or all of them. Requests that wait for the same partition share the work, and it goes on when
-they have given up. What is not there soon is answered from the candidates that the store itself finds.
+they have given up. What is not there soon is answered from the candidates that the store itself finds. Requests go
+first: while one is in the house, what has been loading for a while stands aside.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -26,6 +28,7 @@ from extproc.memory.text import Moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from extproc.memory.features import Indexer, Question
     from extproc.memory.model import Memory, Namespace
@@ -38,15 +41,16 @@ _log = structlog.get_logger(__name__)
 MOST_CHANGES = 256
 """Changed rows that go into a live index, on the event loop: some milliseconds. More: build anew, in the thread."""
 GRACE_S = 0.005
-"""For a small namespace to be loaded, before the store is asked for candidates."""
-COLD_CANDIDATES = 32
-"""Of each source, half as many as of a loaded namespace: reading their rows is most of a cold answer's time."""
-LEAST_COLD = 0.002
+"""For a small namespace to be loaded, before the store is asked for candidates and the load stands aside."""
+COLD_CANDIDATES = 24
+"""Of each source, about a third of a loaded namespace's: reading their rows is most of a cold answer's time."""
+LEAST_COLD = 0.004
 """Seconds before the deadline that scoring takes; what comes later comes too late."""
+MOST_ASIDE_S = 0.01
+"""For which a load stands aside after a batch, about 1 ms of work: it gets a tenth of the CPU when requests never stop,
+and ends."""
 _BREATH_S = 0.0002
-"""Sleep of a loading thread after each batch, for the event loop to get the interpreter."""
-_MOST_BREATHS = 200
-"""While a request waits for candidates, the loading threads stand aside between two batches: 40 ms, beyond any wall."""
+"""Sleep of a loading thread after each batch even when nobody is there, for the event loop to hear who comes."""
 _THREADS = 4
 """Two for loads, and as many for what a request waits for."""
 
@@ -66,6 +70,63 @@ class _Held:
     lists: asyncio.Task[None] | None = None
 
 
+class _Stopped(Exception):
+    """Nobody waits for the load any more."""
+
+
+class _Way:
+    """Who goes first: requests on the event loop, or loads in their threads. Python runs one of them at a time."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+        self._is_free = threading.Event()
+        self._is_free.set()
+        self._is_closed = False
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """By a request."""
+        self._add(1)
+        try:
+            yield
+        finally:
+            self._add(-1)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """By a request that waits for a load."""
+        self._add(-1)
+        try:
+            yield
+        finally:
+            self._add(1)
+
+    def close(self) -> None:
+        """Loads end."""
+        self._is_closed = True
+        self._is_free.set()
+
+    def breath(self) -> Callable[[], None]:
+        """For a load that begins, in its thread: to be called after each batch. Raises _Stopped."""
+        began = time.monotonic()
+
+        def breathe() -> None:
+            time.sleep(_BREATH_S)
+            if time.monotonic() - began > GRACE_S:
+                self._is_free.wait(MOST_ASIDE_S)
+            if self._is_closed:
+                raise _Stopped
+
+        return breathe
+
+    def _add(self, requests: int) -> None:
+        self._requests += requests
+        if self._requests:
+            self._is_free.clear()
+        else:
+            self._is_free.set()
+
+
 class NamespaceCache:
     def __init__(self, store: MemoryStore, indexer: Indexer, limit_bytes: int) -> None:
         """`limit_bytes`: of all indexes together, approximately; what a request waits for is kept whatever its size."""
@@ -73,8 +134,7 @@ class NamespaceCache:
         self._indexer = indexer
         self._approximate_bytes = 0
         self._limit_bytes = limit_bytes
-        self._hurried = 0
-        """Requests that wait for candidates."""
+        self._way = _Way()
         self._held: OrderedDict[Namespace, _Held] = OrderedDict()
         self._updates: dict[Namespace, asyncio.Task[None]] = {}
         self._needed: dict[Namespace, set[Namespace]] = {}
@@ -84,7 +144,8 @@ class NamespaceCache:
         self._builds = ThreadPoolExecutor(1, thread_name_prefix="extproc-lists")
 
     async def stop(self) -> None:
-        """Updates that run are awaited: they end within one load. Those that have not begun are dropped."""
+        """Loads end with the batch that they are at, and are awaited. Those that have not begun are dropped."""
+        self._way.close()
         self._loads.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*self._updates.values(), return_exceptions=True)
         builds = [held.lists for held in self._held.values() if held.lists is not None]
@@ -113,39 +174,36 @@ class NamespaceCache:
         found = self.ready(namespace)
         if found is not None:
             return found
+        is_large = any(part in self._updates and part not in self._held for part in namespace.partitions())
         load = asyncio.ensure_future(self.whole(namespace, deadline))
         try:
-            await asyncio.wait({load}, timeout=min(GRACE_S, max(0.0, deadline - time.monotonic())))
-            if load.done() or not question.query.stems:
-                return await load
-            self._hurried += 1
-            candidates = asyncio.ensure_future(self.run(partial(self._candidates, namespace, question)))
-            candidates.add_done_callback(self._unhurry)
-            left = max(0.0, deadline - LEAST_COLD - time.monotonic())
-            done, _ = await asyncio.wait({load, candidates}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if load in done:
-                candidates.add_done_callback(_forget)
+            if not is_large:
+                await asyncio.wait({load}, timeout=min(GRACE_S, max(0.0, deadline - time.monotonic())))
+            if load.done():
                 return load.result()
-            if candidates in done:
-                index = candidates.result()
-                if not len(index):  # the store finds nothing that it has no features of yet; the load makes them
+            candidates = None
+            if question.query.stems:
+                looking = asyncio.ensure_future(self.run(partial(self._candidates, namespace, question)))
+                looking.add_done_callback(_forget)
+                left = max(0.0, deadline - LEAST_COLD - time.monotonic())
+                await asyncio.wait({load, looking}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if load.done():
+                    return load.result()
+                if not looking.done():
+                    return None
+                candidates = [looking.result()]
+            if candidates is None or not len(candidates[0]):
+                # The store finds nothing that it has no features of yet; the load makes them.
+                with self._way.lent():
                     await asyncio.wait({load}, timeout=max(0.0, deadline - LEAST_COLD - time.monotonic()))
-                return load.result() if load.done() else [index]
-            candidates.add_done_callback(_forget)
-            return None
+            return load.result() if load.done() else candidates
         finally:
             if not load.done():
                 load.cancel()
 
-    def _unhurry(self, _: object) -> None:
-        self._hurried -= 1
-
-    def _breathe(self) -> None:
-        """In a loading thread."""
-        for _ in range(_MOST_BREATHS):
-            time.sleep(_BREATH_S)
-            if not self._hurried:
-                return
+    def hurry(self) -> AbstractContextManager[None]:
+        """While a request is in the house, loads stand aside."""
+        return self._way.taken()
 
     async def whole(self, namespace: Namespace, deadline: float) -> Sequence[Index] | None:
         """The namespace, before `deadline`. None: not loaded yet; that goes on. Raises StoreError."""
@@ -224,13 +282,15 @@ class NamespaceCache:
 
     def _updated(self, partition: Namespace, task: asyncio.Task[None]) -> None:
         del self._updates[partition], self._needed[partition]
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, _Stopped):
             _log.warning("namespace_not_loaded", org_id=partition.org_id, agent_id=partition.agent_id, error=str(error))
 
     async def _bring_up_to_date(self, partition: Namespace) -> None:
         held = self._held.get(partition)
         before = (held.version, held.index) if held else None
-        work = partial(_read, self._store, self._indexer, partition, before, self._breathe)
+        work = partial(_read, self._store, self._indexer, partition, before, self._way)
         update = await asyncio.get_running_loop().run_in_executor(self._loads, work)
         if update.whole is not None:
             held = _Held(update.whole, update.version)
@@ -299,7 +359,7 @@ def _read(
     indexer: Indexer,
     partition: Namespace,
     held: tuple[Version, Index] | None,
-    breathe: Callable[[], None],
+    way: _Way,
 ) -> _Update:
     """In a thread. `held`: version and index of what is there already; nobody else changes it meanwhile."""
     with store.snapshot(partition) as snapshot:
@@ -310,7 +370,7 @@ def _read(
             gone = 0 if ids is None else len(before) + len(changed) - len(ids)
             if len(changed) <= MOST_CHANGES and gone <= 2 * MOST_CHANGES:
                 return _Update(snapshot.version, changed=_current(changed, indexer, before), ids=ids)
-        return _Update(snapshot.version, whole=_loaded(snapshot, indexer, partition, breathe))
+        return _Update(snapshot.version, whole=_loaded(snapshot, indexer, partition, way.breath()))
 
 
 def load_index(store: MemoryStore, indexer: Indexer, partition: Namespace) -> Index:

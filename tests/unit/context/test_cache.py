@@ -239,8 +239,9 @@ async def test_loads_that_end_after_the_wall_do_not_push_each_other_out(
     store.may_read.clear()
     assert await cache.wait(user, 0.01) is None
     store.may_read.set()
-    await cache.stop()
+    assert await cache.wait(user, LONG_S) is not None
     assert cache.ready(user) is not None
+    await cache.stop()
 
 
 def contents(indexes: Sequence[Index] | None) -> set[str]:
