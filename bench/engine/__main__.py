@@ -23,6 +23,7 @@ from bench.engine.corpus import questions
 from bench.engine.pressure import asking, cycle, flood, write_cost
 from bench.engine.process import serving
 from bench.engine.server import agent_of
+from extproc.context.client import MOST_OF_ORG
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
@@ -77,7 +78,9 @@ def _options() -> argparse.Namespace:
 def _pressure(cpu: int) -> dict[str, dict[str, float]]:
     found = {"a write into 10,000": write_cost()}
     with serving(cpu, ["10000"]) as server:
-        found["a flood of 24 beside one"] = flood(server.port, 10_000, 200, 24)
+        for width, most_open in ((24, 24), (100, MOST_OF_ORG), (100, 100)):
+            name = f"a flood of {width} beside one, {most_open} of them let through"
+            found[name] = flood(server.port, 10_000, 200, width, most_open)
     with serving(cpu, ["--cache", str(200 << 20)]) as server:
         found["50 namespaces of 20,000, an LRU of ten"] = asyncio.run(cycle(server.port, 20_000, 50, 3))
     return found
