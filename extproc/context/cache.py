@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -27,7 +27,7 @@ from extproc.memory.store import StoreError, Version
 from extproc.memory.text import Moment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from extproc.memory.features import Indexer, Question
@@ -39,7 +39,8 @@ __all__ = ["NamespaceCache", "load_index"]
 _log = structlog.get_logger(__name__)
 
 MOST_CHANGES = 256
-"""Changed rows that go into a live index, on the event loop: some milliseconds. More: build anew, in the thread."""
+"""Changed rows that go into a live index, on the event loop: some milliseconds. More: build anew, in the thread.
+An index that many such changes have worn (`Index.is_worn`) is loaded anew too, without a request waiting for it."""
 GRACE_S = 0.005
 """For a small namespace to be loaded, before the store is asked for candidates and the load stands aside."""
 COLD_CANDIDATES = 24
@@ -64,10 +65,13 @@ class _Held:
     version: Version
     counted_bytes: int = 0
     """What the index counts for in the limit."""
-    readers: int = 0
-    """Threads that search it: it must not change meanwhile."""
-    is_idle: asyncio.Event = field(default_factory=asyncio.Event)
     lists: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class _Readers:
+    count: int = 0
+    are_gone: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class _Stopped(Exception):
@@ -139,6 +143,9 @@ class NamespaceCache:
         self._updates: dict[Namespace, asyncio.Task[None]] = {}
         self._needed: dict[Namespace, set[Namespace]] = {}
         """By partition that is updated: all that requests waiting for it need, not to be pushed out by it."""
+        self._renewals: dict[Namespace, asyncio.Task[None]] = {}
+        self._readers: dict[Index, _Readers] = {}
+        """Whoever searches an index, which must not change meanwhile; it may have made room since it was found."""
         self._loads = ThreadPoolExecutor(_THREADS // 2, thread_name_prefix="extproc-load")
         self._threads = ThreadPoolExecutor(_THREADS // 2, thread_name_prefix="extproc-memory")
         self._builds = ThreadPoolExecutor(1, thread_name_prefix="extproc-lists")
@@ -147,7 +154,7 @@ class NamespaceCache:
         """Loads end with the batch that they are at, and are awaited. Those that have not begun are dropped."""
         self._way.close()
         self._loads.shutdown(wait=False, cancel_futures=True)
-        await asyncio.gather(*self._updates.values(), return_exceptions=True)
+        await asyncio.gather(*self._updates.values(), *self._renewals.values(), return_exceptions=True)
         builds = [held.lists for held in self._held.values() if held.lists is not None]
         for build in builds:
             build.cancel()
@@ -212,20 +219,21 @@ class NamespaceCache:
     @asynccontextmanager
     async def reading(self, indexes: Sequence[Index]) -> AsyncIterator[None]:
         """While a thread searches the indexes, they do not change."""
-        held = [one for one in (self._held.get(index.partition) for index in indexes) if one and one.index in indexes]
-        for one in held:
-            one.readers += 1
-            one.is_idle.clear()
+        for index in indexes:
+            self._readers.setdefault(index, _Readers()).count += 1
         try:
             yield
         finally:
-            for one in held:
-                one.readers -= 1
-                if not one.readers:
-                    one.is_idle.set()
+            for index in indexes:
+                readers = self._readers[index]
+                readers.count -= 1
+                if not readers.count:
+                    self._readers.pop(index).are_gone.set()
 
     async def settle(self, namespace: Namespace) -> None:
         """Wait until nothing is made behind the requests of a namespace that is loaded."""
+        renewals = [renewal for part in namespace.partitions() if (renewal := self._renewals.get(part))]
+        await asyncio.gather(*renewals, return_exceptions=True)
         made = [held.lists for part in namespace.partitions() if (held := self._held.get(part)) and held.lists]
         await asyncio.gather(*made)
 
@@ -275,17 +283,17 @@ class NamespaceCache:
         self._needed.setdefault(partition, set()).update(namespace.partitions())
         task = self._updates.get(partition)
         if task is None:
-            name = f"update {partition.org_id} {partition.agent_id}"
-            task = self._updates[partition] = asyncio.create_task(self._bring_up_to_date(partition), name=name)
+            task = self._updates[partition] = _task("update", partition, self._bring_up_to_date(partition))
             task.add_done_callback(partial(self._updated, partition))
         return task
 
     def _updated(self, partition: Namespace, task: asyncio.Task[None]) -> None:
         del self._updates[partition], self._needed[partition]
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if not isinstance(error, _Stopped):
-            _log.warning("namespace_not_loaded", org_id=partition.org_id, agent_id=partition.agent_id, error=str(error))
+        _log_failure(partition, task)
+
+    def _renewed(self, partition: Namespace, task: asyncio.Task[None]) -> None:
+        del self._renewals[partition]
+        _log_failure(partition, task)
 
     async def _bring_up_to_date(self, partition: Namespace) -> None:
         held = self._held.get(partition)
@@ -296,16 +304,26 @@ class NamespaceCache:
             held = _Held(update.whole, update.version)
         else:
             assert held is not None  # noqa: S101 (a partial update is only read for what is held)
-            while held.readers:
-                await held.is_idle.wait()
+            while (readers := self._readers.get(held.index)) is not None:
+                await readers.are_gone.wait()
             held.index.update(update.changed)
             if update.ids is not None:
                 held.index.keep_only(update.ids)
             held.version = update.version
         self._keep(partition, held)
-        vectors = held.index.vectors
-        if vectors is not None and vectors.wants_lists and held.lists is None:
-            held.lists = asyncio.create_task(self._make_lists(partition, held), name="make vector lists")
+        if held.index.is_worn and partition not in self._renewals:
+            task = self._renewals[partition] = _task("renew", partition, self._renew(partition, held))
+            task.add_done_callback(partial(self._renewed, partition))
+
+    async def _renew(self, partition: Namespace, worn: _Held) -> None:
+        """Load anew behind the requests, which go on with the worn index and its updates."""
+        work = partial(_read, self._store, self._indexer, partition, None, self._way)
+        update = await asyncio.get_running_loop().run_in_executor(self._loads, work)
+        while (under_way := self._updates.get(partition)) is not None:
+            await asyncio.wait({under_way})  # it changes the worn index, and then holds that
+        if self._held.get(partition) is worn and update.whole is not None:
+            # What was written meanwhile is missing there; the version says so.
+            self._keep(partition, _Held(update.whole, update.version))
 
     async def _make_lists(self, partition: Namespace, held: _Held) -> None:
         """Behind the requests, which compare with every vector until it is done."""
@@ -338,6 +356,9 @@ class NamespaceCache:
         held.counted_bytes = held.index.nbytes
         self._approximate_bytes += held.counted_bytes
         self._held[partition] = held
+        vectors = held.index.vectors
+        if vectors is not None and vectors.wants_lists and held.lists is None:
+            held.lists = asyncio.create_task(self._make_lists(partition, held), name="make vector lists")
         for oldest in [one for one in self._held if one not in self._needed.get(partition, {partition})]:
             if self._approximate_bytes <= self._limit_bytes:
                 break
@@ -363,7 +384,7 @@ def _read(
 ) -> _Update:
     """In a thread. `held`: version and index of what is there already; nobody else changes it meanwhile."""
     with store.snapshot(partition) as snapshot:
-        if held is not None and not held[1].is_worn:
+        if held is not None:
             version, before = held
             changed = snapshot.changed(version.changes, MOST_CHANGES + 1)
             ids = snapshot.ids() if snapshot.version.removals != version.removals else None
@@ -433,6 +454,16 @@ def _current(rows: Sequence[Row], indexer: Indexer, index: Index | None = None) 
             earlier.append(memory)
     made = dict(zip([memory.id for memory in wanted], indexer.features(wanted, before), strict=True))
     return [Row(row.memory, made.get(row.memory.id, row.features)) for row in rows]
+
+
+def _task(what: str, partition: Namespace, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(work, name=f"{what} {partition.org_id} {partition.agent_id}")
+
+
+def _log_failure(partition: Namespace, task: asyncio.Task[None]) -> None:
+    if task.cancelled() or (error := task.exception()) is None or isinstance(error, _Stopped):
+        return
+    _log.warning("namespace_not_loaded", org_id=partition.org_id, agent_id=partition.agent_id, error=str(error))
 
 
 def _forget(task: asyncio.Future[Index] | asyncio.Future[Version]) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
+from extproc.context import cache as cache_module
+from extproc.context import index as index_module
 from extproc.context import vectors as vectors_module
 from extproc.context.cache import MOST_CHANGES, NamespaceCache
 from extproc.context.index import Index
@@ -115,6 +117,69 @@ async def test_few_changes_go_into_the_index_and_many_make_a_new_one(
     assert before is not None
     assert after is not None
     assert (before[0] is after[0]) == (changes == 1)
+
+
+async def test_a_worn_index_is_loaded_anew_while_it_goes_on_answering(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "MOST_DEAD", 2)
+    store.add_many([make(f"old {n}") for n in range(8)])
+    await size(cache, agent)
+    read, may_go_on = store.snapshot, threading.Event()
+
+    @contextmanager
+    def paused(partition: Namespace) -> Iterator[Snapshot]:
+        with read(partition) as snapshot:
+            is_renewal = store.snapshots == 5
+            yield snapshot
+        assert not is_renewal or may_go_on.wait(LONG_S)
+
+    monkeypatch.setattr(store, "snapshot", paused)
+    for n in range(4):
+        store.add(make(f"new {n}"))
+        assert await size(cache, agent) == 9 + n
+    worn = cache.ready(agent)
+    assert worn is not None
+    assert worn[0].is_worn
+    may_go_on.set()
+    await cache.settle(agent)
+    assert await size(cache, agent) == 12
+    new = cache.ready(agent)
+    assert new is not None
+    assert new[0] is not worn[0]
+    assert not new[0].is_worn
+
+
+async def test_a_load_stands_aside_while_a_request_is_in_the_house(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "GRACE_S", 0.0)
+    monkeypatch.setattr(cache_module, "MOST_ASIDE_S", LONG_S)
+    store.add_many([make(f"tea {n}") for n in range(100)])
+    with cache.hurry():
+        assert await cache.wait(agent, 0.2) is None
+    assert await size(cache, agent) == 100
+
+
+async def test_a_load_goes_on_however_many_requests_there_are(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "GRACE_S", 0.0)
+    store.add_many([make(f"tea {n}") for n in range(100)])
+    with cache.hurry():
+        assert await size(cache, agent) == 100
+
+
+async def test_a_load_that_stands_aside_ends_with_the_cache(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "GRACE_S", 0.0)
+    monkeypatch.setattr(cache_module, "MOST_ASIDE_S", 10 * LONG_S)
+    store.add_many([make(f"tea {n}") for n in range(100)])
+    with cache.hurry():
+        assert await cache.wait(agent, 0.2) is None
+        async with asyncio.timeout(LONG_S):
+            await cache.stop()
 
 
 async def test_forgetting_very_many_makes_a_new_index(
