@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import grpc
 import numpy as np
 from ibex.context.v1 import context_pb2_grpc
 
-from bench.engine.cold import STORES, cold
+from bench.engine.cold import STORES, Cycle, cold
 from bench.engine.corpus import questions
 from bench.engine.pressure import asking, cycle, flood, write_cost
 from bench.engine.process import serving
@@ -33,7 +32,7 @@ def main() -> int:
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
     if options.cold:
-        sizes, others = [], _cold(cpus[0], options.sizes or [10_000], options.questions)
+        sizes, others = [], _cold(cpus[0], options)
     else:
         sizes = [measure(size, options.questions, cpus[0]) for size in options.sizes or SIZES]
         others = _pressure(cpus[0]) if options.pressure else {}
@@ -70,6 +69,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--cold", action="store_true", help="only namespaces that are not loaded, 10,000 each: SQLite and PostgreSQL"
     )
+    parser.add_argument("--stores", nargs="+", choices=list(STORES), default=list(STORES), help="of --cold")
+    parser.add_argument("--namespaces", type=int, default=4, help="of --cold, asked in turn")
+    parser.add_argument("--room", type=float, default=1.5, help="namespaces that the cache of --cold holds")
     parser.add_argument("--json", type=Path, help="write every number to this file")
     parser.add_argument("--table", type=Path, help="write the table to this file")
     return parser.parse_args()
@@ -86,11 +88,13 @@ def _pressure(cpu: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def _cold(cpu: int, sizes: Sequence[int], count: int) -> dict[str, dict[str, float]]:
+def _cold(cpu: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     return {
-        f"cold, {store}, {size:,}": cold(partial(serving, cpu), store, size, count)
-        for size in sizes
-        for store in STORES
+        f"cold, {store}, {size:,}": cold(
+            partial(serving, cpu), store, Cycle(size, options.namespaces, options.room), options.questions
+        )
+        for size in options.sizes or [10_000]
+        for store in options.stores
     }
 
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import grpc
 import numpy as np
@@ -23,11 +24,18 @@ from extproc.memory.store import open_store
 from extproc.settings import StoreSettings, load
 from tests.integration.turns import postgres_side
 
-__all__ = ["STORES", "cold"]
+__all__ = ["STORES", "Cycle", "cold"]
 
-NAMESPACES = 4
-ROOM = 1.5
-"""Namespaces that the cache holds: each has gone when its turn comes again."""
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """Namespaces in turn, of which the cache holds fewer: each has gone when its turn comes again."""
+
+    size: int
+    namespaces: int = 4
+    room: float = 1.5
+
+
 _AT_ONCE = 500
 
 
@@ -48,59 +56,66 @@ STORES: dict[str, Callable[[], AbstractContextManager[str]]] = {"SQLite": _sqlit
 
 
 def cold(
-    server: Callable[[Sequence[str]], AbstractContextManager[Process]], store: str, size: int, count: int
+    server: Callable[[Sequence[str]], AbstractContextManager[Process]], store: str, cycle: Cycle, count: int
 ) -> dict[str, float]:
-    """One question after the other, each to the next of NAMESPACES namespaces, most of which are being loaded then."""
+    """One question after the other, each to the next namespace, while those before are still being loaded."""
     with STORES[store]() as url:
-        held_bytes = _fill(url, size)
-        with server(["--store", url, "--cache", str(int(ROOM * held_bytes))]) as running:
-            return _asked(running, size, count)
+        held_bytes = fill(url, cycle)
+        with server(["--store", url, "--cache", str(int(cycle.room * held_bytes))]) as running:
+            return ask(running, cycle, count)
 
 
-def _asked(running: Process, size: int, count: int) -> dict[str, float]:
+def ask(running: Process, cycle: Cycle, count: int) -> dict[str, float]:
     took: list[float] = []
+    resident: list[int] = []
     loaded = filled = errors = 0
     cpu_s = 0.0
     with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
         stub = context_pb2_grpc.ContextAssemblyServiceStub(channel)
-        for number, text in enumerate(questions(count + NAMESPACES)):
-            if number == NAMESPACES:  # statements are compiled, files are in the system's memory
+        for number, text in enumerate(questions(count + cycle.namespaces)):
+            if number == cycle.namespaces:  # statements are compiled, files are in the system's memory
                 took.clear()
                 loaded = filled = errors = 0
                 cpu_s = running.cpu_s()
+            whose = agent_of(cycle.size, number % cycle.namespaces)
             start = time.perf_counter()
             try:
-                answer = stub.AssembleContext(asking(agent_of(size, number % NAMESPACES), text), timeout=10)
+                answer = stub.AssembleContext(asking(whose, text), timeout=10)
             except grpc.RpcError:
                 errors += 1
             else:
                 loaded += answer.metrics.cold_memory_retrieval_ms > 0
                 filled += answer.memories_included > 0
             took.append((time.perf_counter() - start) * 1000)
+            resident.append(running.resident_bytes())
         cpu_s = running.cpu_s() - cpu_s
-    p50, p99 = np.percentile(took, [50, 99])
+    p50, p95, p99 = np.percentile(took, [50, 95, 99])
     return {
         "p50_ms": float(p50),
+        "p95_ms": float(p95),
         "p99_ms": float(p99),
         "longest_ms": max(took),
         "cpu_ms": 1000 * cpu_s / count,
-        "cold": loaded / count,
+        "not_loaded": loaded / count,
         "with_memories": filled / count,
         "errors": errors,
+        "resident_mb_at_first": resident[0] / 1e6,
+        "resident_mb_half_way": resident[len(resident) // 2] / 1e6,
+        "resident_mb_at_most": max(resident) / 1e6,
     }
 
 
-def _fill(url: str, size: int) -> int:
+def fill(url: str, cycle: Cycle) -> int:
     """Returns the bytes that one namespace takes in the cache."""
     indexer = open_indexer()
     known = _Known(indexer)
     store = open_store(load(StoreSettings, database_url=url), known)
     try:
-        for number in range(NAMESPACES):
-            whose = agent_of(size, number)
-            for batch in rows(size, whose, indexer, seed=number, batch=_AT_ONCE):
+        for number in range(cycle.namespaces):
+            whose = agent_of(cycle.size, number)
+            for batch in rows(cycle.size, whose, indexer, seed=number, batch=_AT_ONCE):
                 store.add_many(known.take(batch))
-        return load_index(store, indexer, agent_of(size)).nbytes
+        return load_index(store, indexer, agent_of(cycle.size)).nbytes
     finally:
         store.close()
 
