@@ -43,6 +43,10 @@ MOST_CHANGES = 256
 An index that many such changes have worn (`Index.is_worn`) is loaded anew too, without a request waiting for it."""
 GRACE_S = 0.005
 """For a small namespace to be loaded, before the store is asked for candidates and the load stands aside."""
+LARGE = 1_000
+"""Memories from which on a load takes longer than that. When such a partition is pushed out and asked for again, the
+store is asked for candidates at once."""
+_MOST_LARGE = 100_000  # names of partitions, about 200 bytes each
 COLD_CANDIDATES = 24
 """Of each source, about a third of a loaded namespace's: reading their rows is most of a cold answer's time."""
 LEAST_COLD = 0.004
@@ -110,13 +114,16 @@ class _Way:
         self._is_closed = True
         self._is_free.set()
 
-    def breath(self) -> Callable[[], None]:
-        """For a load that begins, in its thread: to be called after each batch. Raises _Stopped."""
-        began = time.monotonic()
+    def breath(self, grace_s: float) -> Callable[[], None]:
+        """For a load to call after each batch, in its thread; from `grace_s` on it stands aside. Raises _Stopped."""
+        until: float | None = None
 
         def breathe() -> None:
+            nonlocal until
             time.sleep(_BREATH_S)
-            if time.monotonic() - began > GRACE_S:
+            if until is None:
+                until = time.monotonic() + grace_s
+            if time.monotonic() >= until:
                 self._is_free.wait(MOST_ASIDE_S)
             if self._is_closed:
                 raise _Stopped
@@ -143,6 +150,8 @@ class NamespaceCache:
         self._updates: dict[Namespace, asyncio.Task[None]] = {}
         self._needed: dict[Namespace, set[Namespace]] = {}
         """By partition that is updated: all that requests waiting for it need, not to be pushed out by it."""
+        self._large: set[Namespace] = set()
+        """Partitions that have been held and were LARGE."""
         self._renewals: dict[Namespace, asyncio.Task[None]] = {}
         self._readers: dict[Index, _Readers] = {}
         """Whoever searches an index, which must not change meanwhile; it may have made room since it was found."""
@@ -181,7 +190,8 @@ class NamespaceCache:
         found = self.ready(namespace)
         if found is not None:
             return found
-        is_large = any(part in self._updates and part not in self._held for part in namespace.partitions())
+        missing = [part for part in namespace.partitions() if part not in self._held]
+        is_large = any(part in self._large or part in self._updates for part in missing)
         load = asyncio.ensure_future(self.whole(namespace, deadline))
         try:
             if not is_large:
@@ -298,7 +308,8 @@ class NamespaceCache:
     async def _bring_up_to_date(self, partition: Namespace) -> None:
         held = self._held.get(partition)
         before = (held.version, held.index) if held else None
-        work = partial(_read, self._store, self._indexer, partition, before, self._way)
+        breathe = self._way.breath(0.0 if partition in self._large else GRACE_S)
+        work = partial(_read, self._store, self._indexer, partition, before, breathe)
         update = await asyncio.get_running_loop().run_in_executor(self._loads, work)
         if update.whole is not None:
             held = _Held(update.whole, update.version)
@@ -317,7 +328,7 @@ class NamespaceCache:
 
     async def _renew(self, partition: Namespace, worn: _Held) -> None:
         """Load anew behind the requests, which go on with the worn index and its updates."""
-        work = partial(_read, self._store, self._indexer, partition, None, self._way)
+        work = partial(_read, self._store, self._indexer, partition, None, self._way.breath(0.0))
         update = await asyncio.get_running_loop().run_in_executor(self._loads, work)
         while (under_way := self._updates.get(partition)) is not None:
             await asyncio.wait({under_way})  # it changes the worn index, and then holds that
@@ -350,6 +361,8 @@ class NamespaceCache:
         return Index(namespace, _current(rows, self._indexer))
 
     def _keep(self, partition: Namespace, held: _Held) -> None:
+        if len(held.index) >= LARGE and len(self._large) < _MOST_LARGE:
+            self._large.add(partition)
         before = self._held.pop(partition, None)
         if before is not None:
             self._approximate_bytes -= before.counted_bytes
@@ -380,7 +393,7 @@ def _read(
     indexer: Indexer,
     partition: Namespace,
     held: tuple[Version, Index] | None,
-    way: _Way,
+    breathe: Callable[[], None],
 ) -> _Update:
     """In a thread. `held`: version and index of what is there already; nobody else changes it meanwhile."""
     with store.snapshot(partition) as snapshot:
@@ -391,7 +404,7 @@ def _read(
             gone = 0 if ids is None else len(before) + len(changed) - len(ids)
             if len(changed) <= MOST_CHANGES and gone <= 2 * MOST_CHANGES:
                 return _Update(snapshot.version, changed=_current(changed, indexer, before), ids=ids)
-        return _Update(snapshot.version, whole=_loaded(snapshot, indexer, partition, way.breath()))
+        return _Update(snapshot.version, whole=_loaded(snapshot, indexer, partition, breathe))
 
 
 def load_index(store: MemoryStore, indexer: Indexer, partition: Namespace) -> Index:

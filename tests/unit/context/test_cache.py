@@ -327,6 +327,23 @@ async def test_a_cold_namespace_is_answered_from_candidates_and_loaded_behind(
     assert await size(cache, agent) == 2
 
 
+async def test_a_large_namespace_that_comes_back_is_answered_from_candidates_at_once(
+    store: SlowStore, make: MakeMemory, agent: Namespace, indexer: WindowIndexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "LARGE", 2)
+    monkeypatch.setattr(cache_module, "GRACE_S", 2 * LONG_S)
+    cache = NamespaceCache(store, indexer, 1)
+    store.add_many([make("green tea"), make("milk")])
+    assert await size(cache, agent) == 2
+    assert await size(cache, replace(agent, agent_id=agent.org_id)) == 0  # pushes it out
+    store.may_read.clear()
+    async with asyncio.timeout(LONG_S):
+        found = await cache.find(agent, indexer.question("my tea"), time.monotonic() + 2 * LONG_S)
+    assert contents(found) == {"green tea"}
+    store.may_read.set()
+    await cache.stop()
+
+
 async def test_features_of_another_indexer_are_made_anew(
     store: SlowStore, make: MakeMemory, agent: Namespace, indexer: WindowIndexer, tmp_path: Path
 ) -> None:
