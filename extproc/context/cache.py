@@ -195,15 +195,14 @@ class NamespaceCache:
         load = asyncio.ensure_future(self.whole(namespace, deadline))
         try:
             if not is_large:
-                await asyncio.wait({load}, timeout=min(GRACE_S, max(0.0, deadline - time.monotonic())))
+                await asyncio.wait({load}, timeout=min(GRACE_S, _left(deadline)))
             if load.done():
                 return load.result()
             candidates = None
             if question.query.stems:
                 looking = asyncio.ensure_future(self.run(partial(self._candidates, namespace, question)))
                 looking.add_done_callback(_forget)
-                left = max(0.0, deadline - LEAST_COLD - time.monotonic())
-                await asyncio.wait({load, looking}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({load, looking}, timeout=_left(deadline), return_when=asyncio.FIRST_COMPLETED)
                 if load.done():
                     return load.result()
                 if not looking.done():
@@ -212,7 +211,7 @@ class NamespaceCache:
             if candidates is None or not len(candidates[0]):
                 # The store finds nothing that it has no features of yet; the load makes them.
                 with self._way.lent():
-                    await asyncio.wait({load}, timeout=max(0.0, deadline - LEAST_COLD - time.monotonic()))
+                    await asyncio.wait({load}, timeout=_left(deadline))
             return load.result() if load.done() else candidates
         finally:
             if not load.done():
@@ -467,6 +466,11 @@ def _current(rows: Sequence[Row], indexer: Indexer, index: Index | None = None) 
             earlier.append(memory)
     made = dict(zip([memory.id for memory in wanted], indexer.features(wanted, before), strict=True))
     return [Row(row.memory, made.get(row.memory.id, row.features)) for row in rows]
+
+
+def _left(deadline: float) -> float:
+    """Seconds for what must then still be scored."""
+    return max(0.0, deadline - LEAST_COLD - time.monotonic())
 
 
 def _task(what: str, partition: Namespace, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
