@@ -142,7 +142,7 @@ async def _filter(settings: FilterSettings) -> None:
         has_directives=bool(settings.directive_address or settings.redis_url.get_secret_value()),
         keeps_directive_on_skip=settings.directive_always,
     )
-    engine = EngineClient(settings.engine_address)
+    engine = EngineClient(settings.engine_address, settings.engine_most_open)
     checks: dict[str, Callable[[], Awaitable[bool]]] = {"engine": lambda: engine.is_ready(timeout_s=1.0)}
     lookups = _directive_lookups(settings) if policy.has_directives else None
     checks |= lookups.checks if lookups is not None else {}

@@ -122,6 +122,11 @@ class FilterSettings(ProcessSettings, IdentitySettings, SharedRedisSettings):
         description="gRPC target of the engine; of several, such as `ipv4:10.0.0.1:9102,10.0.0.2:9102` or a name with "
         "several addresses (`dns:///engine:9102`), each has its turn",
     )
+    engine_most_open: Annotated[int, Field(ge=1)] = Field(
+        24,
+        description="requests of one org that may ask the engine at once; more go on without memories, so that one "
+        "org's flood slows no other. Of several filters on one engine each gets its part; of several engines, the sum",
+    )
     budget_ms: Annotated[float, Field(gt=0, le=1000)] = Field(
         45.0, description="milliseconds from a request's arrival at the filter to its reply, everything included"
     )

@@ -7,33 +7,35 @@ import asyncio
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import grpc
 import numpy as np
-from ibex.context.v1 import context_pb2 as pb
 from ibex.context.v1 import context_pb2_grpc
 
+from bench.engine.cold import STORES, Cycle, cold
 from bench.engine.corpus import questions
-from bench.engine.pressure import cycle, flood, write_cost
+from bench.engine.pressure import asking, cycle, flood, write_cost
+from bench.engine.process import serving
 from bench.engine.server import agent_of
+from extproc.context.client import MOST_OF_ORG
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
     options = _options()
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
-    sizes = [measure(size, options.questions, cpus[0]) for size in options.sizes]
-    pressure = _pressure(cpus[0]) if options.pressure else {}
+    if options.cold:
+        sizes, others = [], _cold(cpus[0], options)
+    else:
+        sizes = [measure(size, options.questions, cpus[0]) for size in options.sizes or SIZES]
+        others = _pressure(cpus[0]) if options.pressure else {}
     result = {
         "conditions": {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,10 +45,10 @@ def main() -> int:
             "command": " ".join(sys.argv[1:]),
         },
         "sizes": sizes,
-        **pressure,
+        **others,
     }
-    text = _markdown(sizes)
-    for name, values in pressure.items():
+    text = _markdown(sizes) if sizes else ""
+    for name, values in others.items():
         text += f"\n\n| {name} | |\n|---|---|\n"
         text += "\n".join(f"| {key.replace('_', ' ')} | {value:.2f} |" for key, value in values.items())
     print(text)
@@ -59,11 +61,17 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench.engine", description=__doc__)
-    parser.add_argument("sizes", nargs="*", type=int, default=SIZES, help="memories in the namespace")
+    parser.add_argument("sizes", nargs="*", type=int, help="memories in the namespace")
     parser.add_argument("--questions", type=int, default=500)
     parser.add_argument(
         "--pressure", action="store_true", help="also a flood from one org, an LRU that is too small, and writes"
     )
+    parser.add_argument(
+        "--cold", action="store_true", help="only namespaces that are not loaded, 10,000 each: SQLite and PostgreSQL"
+    )
+    parser.add_argument("--stores", nargs="+", choices=list(STORES), default=list(STORES), help="of --cold")
+    parser.add_argument("--namespaces", type=int, default=4, help="of --cold, asked in turn")
+    parser.add_argument("--room", type=float, default=1.5, help="namespaces that the cache of --cold holds")
     parser.add_argument("--json", type=Path, help="write every number to this file")
     parser.add_argument("--table", type=Path, help="write the table to this file")
     return parser.parse_args()
@@ -71,62 +79,45 @@ def _options() -> argparse.Namespace:
 
 def _pressure(cpu: int) -> dict[str, dict[str, float]]:
     found = {"a write into 10,000": write_cost()}
-    with _server(cpu, ["10000"]) as port:
-        found["a flood of 24 beside one"] = flood(port, 10_000, 200, 24)
-    with _server(cpu, ["--cache", str(200 << 20)]) as port:
-        found["50 namespaces of 20,000, an LRU of ten"] = asyncio.run(cycle(port, 20_000, 50, 3))
+    with serving(cpu, ["10000"]) as server:
+        for width, most_open in ((24, 24), (100, MOST_OF_ORG), (100, 100)):
+            name = f"a flood of {width} beside one, {most_open} of them let through"
+            found[name] = flood(server.port, 10_000, 200, width, most_open)
+    with serving(cpu, ["--cache", str(200 << 20)]) as server:
+        found["50 namespaces of 20,000, an LRU of ten"] = asyncio.run(cycle(server.port, 20_000, 50, 3))
     return found
 
 
-@contextmanager
-def _server(cpu: int, arguments: list[str]) -> Iterator[str]:
-    command = [sys.executable, "-m", "bench.engine.server", "--cpu", str(cpu), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            while (line := server.stdout.readline().split())[0] != "port":
-                pass
-            yield line[1]
-        finally:
-            server.terminate()
-            server.wait(30)
+def _cold(cpu: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    return {
+        f"cold, {store}, {size:,}": cold(
+            partial(serving, cpu), store, Cycle(size, options.namespaces, options.room), options.questions
+        )
+        for size in options.sizes or [10_000]
+        for store in options.stores
+    }
 
 
 def measure(size: int, count: int, cpu: int) -> dict[str, float]:
     """One server on one CPU, this process on another; a question at a time, after a tenth of them unmeasured."""
-    command = [sys.executable, "-m", "bench.engine.server", "--cpu", str(cpu), str(size)]
     began = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            _, _, resident, held = server.stdout.readline().split()
-            port = server.stdout.readline().split()[1]
-            loaded_s = time.monotonic() - began
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                stub = context_pb2_grpc.ContextAssemblyServiceStub(channel)
-                asked = questions(count + count // 10)
-                took: list[float] = []
-                injected, cpu_before = 0, 0.0
-                for number, text in enumerate(asked):
-                    if number == count // 10:
-                        cpu_before = _cpu_s(server.pid)
-                        took.clear()
-                        injected = 0
-                    request = pb.AssembleContextRequest(
-                        org_id=agent_of(size).org_id,
-                        agent_id=agent_of(size).agent_id,
-                        session_id="bench",
-                        model="m",
-                        query=text,
-                    )
-                    start = time.perf_counter()
-                    answer = stub.AssembleContext(request, timeout=10)
-                    took.append((time.perf_counter() - start) * 1000)
-                    injected += bool(answer.memories_included)
-                cpu_s = _cpu_s(server.pid) - cpu_before
-        finally:
-            server.terminate()
-            server.wait(30)
+    with serving(cpu, [str(size)]) as server:
+        loaded_s = time.monotonic() - began
+        ((resident, held),) = server.warmed
+        took: list[float] = []
+        injected, cpu_before = 0, 0.0
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = context_pb2_grpc.ContextAssemblyServiceStub(channel)
+            for number, text in enumerate(questions(count + count // 10)):
+                if number == count // 10:
+                    cpu_before = server.cpu_s()
+                    took.clear()
+                    injected = 0
+                start = time.perf_counter()
+                answer = stub.AssembleContext(asking(agent_of(size), text), timeout=10)
+                took.append((time.perf_counter() - start) * 1000)
+                injected += bool(answer.memories_included)
+            cpu_s = server.cpu_s() - cpu_before
     p50, p99 = np.percentile(took, [50, 99])
     return {
         "memories": size,
@@ -134,16 +125,10 @@ def measure(size: int, count: int, cpu: int) -> dict[str, float]:
         "p99_ms": float(p99),
         "cpu_ms": 1000 * cpu_s / count,
         "injected": injected / count,
-        "resident_bytes": int(resident),
-        "held_bytes": int(held),
+        "resident_bytes": resident,
+        "held_bytes": held,
         "loaded_s": loaded_s,
     }
-
-
-def _cpu_s(pid: int) -> float:
-    """User and system time of a process, all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def _markdown(sizes: list[dict[str, float]]) -> str:

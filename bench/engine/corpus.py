@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from extproc.memory.features import Features, Row, WindowIndexer
-from extproc.memory.model import Memory, Namespace, new_memory
+from extproc.memory.model import Memory, Namespace, content_hash, new_memory
 
 __all__ = ["questions", "rows"]
 
@@ -162,10 +162,12 @@ def _base(namespace: Namespace, chance: random.Random) -> Memory:
 
 def _row(number: int, base: Memory, features: Features, vector: bytes, chance: random.Random) -> Row:
     names = f"n{_name(chance)} n{_name(chance)}"
+    content = f"{base.content} {names}"
     memory = replace(
         base,
         id=_id(chance),
-        content=f"{base.content} {names}",
+        content=content,
+        content_hash=content_hash(content),
         content_tokens=base.content_tokens + 6,
         created_at=_BEGAN + timedelta(minutes=number),
         session_id=f"s{number // TURNS}",

@@ -1,6 +1,7 @@
 """A client that always has so many requests open, in a process of its own, behind others for the CPU.
 
-`python -m bench.engine.flooder PORT SIZE WIDTH`; ends at SIGTERM, and prints how many were answered and refused.
+`python -m bench.engine.flooder PORT SIZE WIDTH MOST_OPEN`; ends at SIGTERM, and prints how many were answered and
+refused. It asks with the filter's client, which lets so many through at once.
 """
 
 from __future__ import annotations
@@ -11,47 +12,45 @@ import signal
 import sys
 from dataclasses import replace
 
-import grpc
 import uvloop
-from grpc import aio
-from ibex.context.v1 import context_pb2_grpc
 
 from bench.engine.corpus import questions
 from bench.engine.pressure import FLOOD_ORG, asking
 from bench.engine.server import agent_of
+from extproc.context.client import EngineAnswer, EngineClient, EngineFailure
 
 _NICE = 10
-_REFUSALS = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+_PAUSE_S = 0.002
+"""After a refusal: what a filter's own work on a request takes."""
 
 
-async def run(port: str, size: int, width: int) -> None:
+async def run(port: str, size: int, width: int, most_open: int) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     counts = {"answered": 0, "refused": 0}
-    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = context_pb2_grpc.ContextAssemblyServiceStub(channel)
-        print("open", flush=True)
-        await asyncio.gather(*[_keep_one_open(stub, size, stop, counts) for _ in range(width)])
+    client = EngineClient(f"127.0.0.1:{port}", most_open)
+    print("open", flush=True)
+    await asyncio.gather(*[_keep_one_open(client, size, stop, counts) for _ in range(width)])
+    await client.close()
     print(counts["answered"], counts["refused"], flush=True)
 
 
-async def _keep_one_open(
-    stub: context_pb2_grpc.ContextAssemblyServiceAsyncStub, size: int, stop: asyncio.Event, counts: dict[str, int]
-) -> None:
+async def _keep_one_open(client: EngineClient, size: int, stop: asyncio.Event, counts: dict[str, int]) -> None:
     asked = questions(100, seed=5)
     namespace = replace(agent_of(size), org_id=FLOOD_ORG)
     at = 0
     while not stop.is_set():
         at += 1
-        try:
-            await stub.AssembleContext(asking(namespace, asked[at % len(asked)]), timeout=0.045)
+        answer = await client.assemble(asking(namespace, asked[at % len(asked)]), 0.045, None)
+        if isinstance(answer, EngineAnswer):
             counts["answered"] += 1
-        except grpc.RpcError as error:
-            if error.code() not in _REFUSALS:
-                raise
+        elif answer is EngineFailure.ERROR:
+            raise AssertionError(answer)
+        else:
             counts["refused"] += 1
+            await asyncio.sleep(_PAUSE_S)
 
 
 if __name__ == "__main__":
     os.nice(_NICE)
-    uvloop.run(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    uvloop.run(run(sys.argv[1], *map(int, sys.argv[2:5])))

@@ -27,10 +27,11 @@ ROUNDS = 3
 """Alone and under the flood in turn, so that what else the machine does falls on both."""
 
 
-def flood(port: str, size: int, count: int, width: int) -> dict[str, float]:
+def flood(port: str, size: int, count: int, width: int, most_open: int) -> dict[str, float]:
     """A quiet organisation, one question every 20 ms, alone and beside another with `width` requests always open.
 
-    The flood comes from a process of its own: what it costs a client to flood is not the server's to answer for.
+    `most_open`: of them, what the flood's client lets through to the engine, as the filter's does. The flood comes from
+    a process of its own: what it costs a client to flood is not the server's to answer for.
     """
     alone: list[float] = []
     beside: list[float] = []
@@ -46,7 +47,7 @@ def flood(port: str, size: int, count: int, width: int) -> dict[str, float]:
         _ask(stub, agent_of(size), count // 4, [])
         for _ in range(ROUNDS):
             alone += _ask(stub, agent_of(size), count, refused)
-            command = [sys.executable, "-m", "bench.engine.flooder", port, str(size), str(width)]
+            command = [sys.executable, "-m", "bench.engine.flooder", port, *map(str, (size, width, most_open))]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flooder:
                 try:
                     assert flooder.stdout is not None

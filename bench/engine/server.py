@@ -1,4 +1,5 @@
-"""The engine's service in a process of its own, on one CPU, over namespaces that are made when they are first read."""
+"""The engine's service in a process of its own, on one CPU, over namespaces that are made when they are first read,
+or over a database."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from bench.engine.corpus import rows
 from extproc.context.service import ContextService
 from extproc.memory.features import Row, WindowIndexer, open_indexer
 from extproc.memory.model import Namespace
-from extproc.memory.store import Version
+from extproc.memory.store import Version, open_store
 from extproc.settings import EngineSettings, load
 
 __all__ = ["agent_of"]
@@ -86,12 +87,13 @@ class _Snapshot:
         return []
 
 
-async def serve(cpu: int, warm: Sequence[int], cache_bytes: int) -> None:
+async def serve(cpu: int, warm: Sequence[int], cache_bytes: int, url: str) -> None:
     os.sched_setaffinity(0, {cpu})
     indexer = open_indexer()
     registry = CollectorRegistry()
-    settings = load(EngineSettings, namespace_cache_bytes=cache_bytes)
-    service = ContextService(MadeStore(indexer), indexer, settings, registry)  # type: ignore[arg-type]
+    settings = load(EngineSettings, namespace_cache_bytes=cache_bytes, database_url=url)
+    store = open_store(settings, indexer) if url else MadeStore(indexer)
+    service = ContextService(store, indexer, settings, registry)  # type: ignore[arg-type]
     await service.start()
     for size in warm:
         before = _resident()
@@ -120,7 +122,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="bench.engine.server")
     parser.add_argument("--cpu", type=int, default=0)
     parser.add_argument("--cache", type=int, default=_CACHE_BYTES)
+    parser.add_argument("--store", default="", help="URL of a database with the memories; empty: they are made")
     parser.add_argument("warm", nargs="*", type=int)
     options = parser.parse_args()
-    uvloop.run(serve(options.cpu, options.warm, options.cache))
+    uvloop.run(serve(options.cpu, options.warm, options.cache, options.store))
     sys.exit(0)

@@ -2,20 +2,22 @@
 
 Each request asks the store for a version (microseconds). A partition that is behind is brought up to date in a thread:
 the few rows that changed, or all of them. Requests that wait for the same partition share the work, and it goes on when
-they have given up. What is not there soon is answered from the candidates that the store itself finds.
+they have given up. What is not there soon is answered from the candidates that the store itself finds. Requests go
+first: while one is in the house, what has been loading for a while stands aside.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -25,7 +27,8 @@ from extproc.memory.store import StoreError, Version
 from extproc.memory.text import Moment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from extproc.memory.features import Indexer, Question
     from extproc.memory.model import Memory, Namespace
@@ -36,17 +39,23 @@ __all__ = ["NamespaceCache", "load_index"]
 _log = structlog.get_logger(__name__)
 
 MOST_CHANGES = 256
-"""Changed rows that go into a live index, on the event loop: some milliseconds. More: build anew, in the thread."""
+"""Changed rows that go into a live index, on the event loop: some milliseconds. More: build anew, in the thread.
+An index that many such changes have worn (`Index.is_worn`) is loaded anew too, without a request waiting for it."""
 GRACE_S = 0.005
-"""For a small namespace to be loaded, before the store is asked for candidates."""
-COLD_CANDIDATES = 32
-"""Of each source, half as many as of a loaded namespace: reading their rows is most of a cold answer's time."""
-LEAST_COLD = 0.002
+"""For a small namespace to be loaded, before the store is asked for candidates and the load stands aside."""
+LARGE = 1_000
+"""Memories from which on a load takes longer than that. When such a partition is pushed out and asked for again, the
+store is asked for candidates at once."""
+_MOST_LARGE = 100_000  # names of partitions, about 200 bytes each
+COLD_CANDIDATES = 24
+"""Of each source, about a third of a loaded namespace's: reading their rows is most of a cold answer's time."""
+LEAST_COLD = 0.004
 """Seconds before the deadline that scoring takes; what comes later comes too late."""
+MOST_ASIDE_S = 0.01
+"""For which a load stands aside after a batch, about 1 ms of work: it gets a tenth of the CPU when requests never stop,
+and ends."""
 _BREATH_S = 0.0002
-"""Sleep of a loading thread after each batch, for the event loop to get the interpreter."""
-_MOST_BREATHS = 200
-"""While a request waits for candidates, the loading threads stand aside between two batches: 40 ms, beyond any wall."""
+"""Sleep of a loading thread after each batch even when nobody is there, for the event loop to hear who comes."""
 _THREADS = 4
 """Two for loads, and as many for what a request waits for."""
 
@@ -60,10 +69,73 @@ class _Held:
     version: Version
     counted_bytes: int = 0
     """What the index counts for in the limit."""
-    readers: int = 0
-    """Threads that search it: it must not change meanwhile."""
-    is_idle: asyncio.Event = field(default_factory=asyncio.Event)
     lists: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class _Readers:
+    count: int = 0
+    are_gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Stopped(Exception):
+    """Nobody waits for the load any more."""
+
+
+class _Way:
+    """Who goes first: requests on the event loop, or loads in their threads. Python runs one of them at a time."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+        self._is_free = threading.Event()
+        self._is_free.set()
+        self._is_closed = False
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """By a request."""
+        self._add(1)
+        try:
+            yield
+        finally:
+            self._add(-1)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """By a request that waits for a load."""
+        self._add(-1)
+        try:
+            yield
+        finally:
+            self._add(1)
+
+    def close(self) -> None:
+        """Loads end."""
+        self._is_closed = True
+        self._is_free.set()
+
+    def breath(self, grace_s: float) -> Callable[[], None]:
+        """For a load to call after each batch, in its thread; from `grace_s` on it stands aside. Raises _Stopped."""
+        until: float | None = None
+
+        def breathe() -> None:
+            nonlocal until
+            time.sleep(_BREATH_S)
+            if until is None:
+                until = time.monotonic() + grace_s
+            if time.monotonic() >= until:
+                self._is_free.wait(MOST_ASIDE_S)
+            if self._is_closed:
+                raise _Stopped
+
+        return breathe
+
+    def _add(self, requests: int) -> None:
+        self._requests += requests
+        if self._requests:
+            self._is_free.clear()
+        else:
+            self._is_free.set()
 
 
 class NamespaceCache:
@@ -73,20 +145,25 @@ class NamespaceCache:
         self._indexer = indexer
         self._approximate_bytes = 0
         self._limit_bytes = limit_bytes
-        self._hurried = 0
-        """Requests that wait for candidates."""
+        self._way = _Way()
         self._held: OrderedDict[Namespace, _Held] = OrderedDict()
         self._updates: dict[Namespace, asyncio.Task[None]] = {}
         self._needed: dict[Namespace, set[Namespace]] = {}
         """By partition that is updated: all that requests waiting for it need, not to be pushed out by it."""
+        self._large: set[Namespace] = set()
+        """Partitions that have been held and were LARGE."""
+        self._renewals: dict[Namespace, asyncio.Task[None]] = {}
+        self._readers: dict[Index, _Readers] = {}
+        """Whoever searches an index, which must not change meanwhile; it may have made room since it was found."""
         self._loads = ThreadPoolExecutor(_THREADS // 2, thread_name_prefix="extproc-load")
         self._threads = ThreadPoolExecutor(_THREADS // 2, thread_name_prefix="extproc-memory")
         self._builds = ThreadPoolExecutor(1, thread_name_prefix="extproc-lists")
 
     async def stop(self) -> None:
-        """Updates that run are awaited: they end within one load. Those that have not begun are dropped."""
+        """Loads end with the batch that they are at, and are awaited. Those that have not begun are dropped."""
+        self._way.close()
         self._loads.shutdown(wait=False, cancel_futures=True)
-        await asyncio.gather(*self._updates.values(), return_exceptions=True)
+        await asyncio.gather(*self._updates.values(), *self._renewals.values(), return_exceptions=True)
         builds = [held.lists for held in self._held.values() if held.lists is not None]
         for build in builds:
             build.cancel()
@@ -113,39 +190,36 @@ class NamespaceCache:
         found = self.ready(namespace)
         if found is not None:
             return found
+        missing = [part for part in namespace.partitions() if part not in self._held]
+        is_large = any(part in self._large or part in self._updates for part in missing)
         load = asyncio.ensure_future(self.whole(namespace, deadline))
         try:
-            await asyncio.wait({load}, timeout=min(GRACE_S, max(0.0, deadline - time.monotonic())))
-            if load.done() or not question.query.stems:
-                return await load
-            self._hurried += 1
-            candidates = asyncio.ensure_future(self.run(partial(self._candidates, namespace, question)))
-            candidates.add_done_callback(self._unhurry)
-            left = max(0.0, deadline - LEAST_COLD - time.monotonic())
-            done, _ = await asyncio.wait({load, candidates}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if load in done:
-                candidates.add_done_callback(_forget)
+            if not is_large:
+                await asyncio.wait({load}, timeout=min(GRACE_S, _left(deadline)))
+            if load.done():
                 return load.result()
-            if candidates in done:
-                index = candidates.result()
-                if not len(index):  # the store finds nothing that it has no features of yet; the load makes them
-                    await asyncio.wait({load}, timeout=max(0.0, deadline - LEAST_COLD - time.monotonic()))
-                return load.result() if load.done() else [index]
-            candidates.add_done_callback(_forget)
-            return None
+            candidates = None
+            if question.query.stems:
+                looking = asyncio.ensure_future(self.run(partial(self._candidates, namespace, question)))
+                looking.add_done_callback(_forget)
+                await asyncio.wait({load, looking}, timeout=_left(deadline), return_when=asyncio.FIRST_COMPLETED)
+                if load.done():
+                    return load.result()
+                if not looking.done():
+                    return None
+                candidates = [looking.result()]
+            if candidates is None or not len(candidates[0]):
+                # The store finds nothing that it has no features of yet; the load makes them.
+                with self._way.lent():
+                    await asyncio.wait({load}, timeout=_left(deadline))
+            return load.result() if load.done() else candidates
         finally:
             if not load.done():
                 load.cancel()
 
-    def _unhurry(self, _: object) -> None:
-        self._hurried -= 1
-
-    def _breathe(self) -> None:
-        """In a loading thread."""
-        for _ in range(_MOST_BREATHS):
-            time.sleep(_BREATH_S)
-            if not self._hurried:
-                return
+    def hurry(self) -> AbstractContextManager[None]:
+        """While a request is in the house, loads stand aside."""
+        return self._way.taken()
 
     async def whole(self, namespace: Namespace, deadline: float) -> Sequence[Index] | None:
         """The namespace, before `deadline`. None: not loaded yet; that goes on. Raises StoreError."""
@@ -154,20 +228,21 @@ class NamespaceCache:
     @asynccontextmanager
     async def reading(self, indexes: Sequence[Index]) -> AsyncIterator[None]:
         """While a thread searches the indexes, they do not change."""
-        held = [one for one in (self._held.get(index.partition) for index in indexes) if one and one.index in indexes]
-        for one in held:
-            one.readers += 1
-            one.is_idle.clear()
+        for index in indexes:
+            self._readers.setdefault(index, _Readers()).count += 1
         try:
             yield
         finally:
-            for one in held:
-                one.readers -= 1
-                if not one.readers:
-                    one.is_idle.set()
+            for index in indexes:
+                readers = self._readers[index]
+                readers.count -= 1
+                if not readers.count:
+                    self._readers.pop(index).are_gone.set()
 
     async def settle(self, namespace: Namespace) -> None:
         """Wait until nothing is made behind the requests of a namespace that is loaded."""
+        renewals = [renewal for part in namespace.partitions() if (renewal := self._renewals.get(part))]
+        await asyncio.gather(*renewals, return_exceptions=True)
         made = [held.lists for part in namespace.partitions() if (held := self._held.get(part)) and held.lists]
         await asyncio.gather(*made)
 
@@ -217,35 +292,48 @@ class NamespaceCache:
         self._needed.setdefault(partition, set()).update(namespace.partitions())
         task = self._updates.get(partition)
         if task is None:
-            name = f"update {partition.org_id} {partition.agent_id}"
-            task = self._updates[partition] = asyncio.create_task(self._bring_up_to_date(partition), name=name)
+            task = self._updates[partition] = _task("update", partition, self._bring_up_to_date(partition))
             task.add_done_callback(partial(self._updated, partition))
         return task
 
     def _updated(self, partition: Namespace, task: asyncio.Task[None]) -> None:
         del self._updates[partition], self._needed[partition]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("namespace_not_loaded", org_id=partition.org_id, agent_id=partition.agent_id, error=str(error))
+        _log_failure(partition, task)
+
+    def _renewed(self, partition: Namespace, task: asyncio.Task[None]) -> None:
+        del self._renewals[partition]
+        _log_failure(partition, task)
 
     async def _bring_up_to_date(self, partition: Namespace) -> None:
         held = self._held.get(partition)
         before = (held.version, held.index) if held else None
-        work = partial(_read, self._store, self._indexer, partition, before, self._breathe)
+        breathe = self._way.breath(0.0 if partition in self._large else GRACE_S)
+        work = partial(_read, self._store, self._indexer, partition, before, breathe)
         update = await asyncio.get_running_loop().run_in_executor(self._loads, work)
         if update.whole is not None:
             held = _Held(update.whole, update.version)
         else:
             assert held is not None  # noqa: S101 (a partial update is only read for what is held)
-            while held.readers:
-                await held.is_idle.wait()
+            while (readers := self._readers.get(held.index)) is not None:
+                await readers.are_gone.wait()
             held.index.update(update.changed)
             if update.ids is not None:
                 held.index.keep_only(update.ids)
             held.version = update.version
         self._keep(partition, held)
-        vectors = held.index.vectors
-        if vectors is not None and vectors.wants_lists and held.lists is None:
-            held.lists = asyncio.create_task(self._make_lists(partition, held), name="make vector lists")
+        if held.index.is_worn and partition not in self._renewals:
+            task = self._renewals[partition] = _task("renew", partition, self._renew(partition, held))
+            task.add_done_callback(partial(self._renewed, partition))
+
+    async def _renew(self, partition: Namespace, worn: _Held) -> None:
+        """Load anew behind the requests, which go on with the worn index and its updates."""
+        work = partial(_read, self._store, self._indexer, partition, None, self._way.breath(0.0))
+        update = await asyncio.get_running_loop().run_in_executor(self._loads, work)
+        while (under_way := self._updates.get(partition)) is not None:
+            await asyncio.wait({under_way})  # it changes the worn index, and then holds that
+        if self._held.get(partition) is worn and update.whole is not None:
+            # What was written meanwhile is missing there; the version says so.
+            self._keep(partition, _Held(update.whole, update.version))
 
     async def _make_lists(self, partition: Namespace, held: _Held) -> None:
         """Behind the requests, which compare with every vector until it is done."""
@@ -272,12 +360,17 @@ class NamespaceCache:
         return Index(namespace, _current(rows, self._indexer))
 
     def _keep(self, partition: Namespace, held: _Held) -> None:
+        if len(held.index) >= LARGE and len(self._large) < _MOST_LARGE:
+            self._large.add(partition)
         before = self._held.pop(partition, None)
         if before is not None:
             self._approximate_bytes -= before.counted_bytes
         held.counted_bytes = held.index.nbytes
         self._approximate_bytes += held.counted_bytes
         self._held[partition] = held
+        vectors = held.index.vectors
+        if vectors is not None and vectors.wants_lists and held.lists is None:
+            held.lists = asyncio.create_task(self._make_lists(partition, held), name="make vector lists")
         for oldest in [one for one in self._held if one not in self._needed.get(partition, {partition})]:
             if self._approximate_bytes <= self._limit_bytes:
                 break
@@ -303,7 +396,7 @@ def _read(
 ) -> _Update:
     """In a thread. `held`: version and index of what is there already; nobody else changes it meanwhile."""
     with store.snapshot(partition) as snapshot:
-        if held is not None and not held[1].is_worn:
+        if held is not None:
             version, before = held
             changed = snapshot.changed(version.changes, MOST_CHANGES + 1)
             ids = snapshot.ids() if snapshot.version.removals != version.removals else None
@@ -373,6 +466,21 @@ def _current(rows: Sequence[Row], indexer: Indexer, index: Index | None = None) 
             earlier.append(memory)
     made = dict(zip([memory.id for memory in wanted], indexer.features(wanted, before), strict=True))
     return [Row(row.memory, made.get(row.memory.id, row.features)) for row in rows]
+
+
+def _left(deadline: float) -> float:
+    """Seconds for what must then still be scored."""
+    return max(0.0, deadline - LEAST_COLD - time.monotonic())
+
+
+def _task(what: str, partition: Namespace, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    return asyncio.create_task(work, name=f"{what} {partition.org_id} {partition.agent_id}")
+
+
+def _log_failure(partition: Namespace, task: asyncio.Task[None]) -> None:
+    if task.cancelled() or (error := task.exception()) is None or isinstance(error, _Stopped):
+        return
+    _log.warning("namespace_not_loaded", org_id=partition.org_id, agent_id=partition.agent_id, error=str(error))
 
 
 def _forget(task: asyncio.Future[Index] | asyncio.Future[Version]) -> None:

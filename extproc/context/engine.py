@@ -153,7 +153,7 @@ class Engine:
         """Ends within `wall_s`, and a few milliseconds when nothing must be loaded. Raises Overloaded."""
         assembly = Assembly()
         clock = _Clock(assembly.stages_ms)
-        with self.admission.room(request.namespace.org_id):
+        with self.admission.room(request.namespace.org_id), self._cache.hurry():
             await self._assemble(request, wall_s, assembly, clock)
         assembly.total_ms = clock.total_ms()
         return assembly

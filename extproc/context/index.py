@@ -135,14 +135,14 @@ class Index:
         return 4_000 + arrays + self.postings.nbytes + vectors + ids + _NAME_BYTES * names
 
     def load(self, batches: Iterable[Sequence[Row]], breathe: Callable[[], None] = lambda: None) -> None:
-        """Everything at once, into an empty index. `breathe` is called between the batches."""
+        """Everything at once, into an empty index. `breathe` is called after each batch, and as often for the rest."""
         texts: list[str] = []
         for batch in batches:
             kept = [row for row in batch if row.memory.status in _KEPT]
             self._append(kept)
             texts += [row.features.stems for row in kept]
             breathe()
-        self.postings.load(texts)
+        self.postings.load(texts, breathe)
         self._link()
 
     def update(self, rows: Sequence[Row]) -> None:

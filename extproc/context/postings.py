@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -66,8 +66,11 @@ class Postings:
             + 300 * len(self._tail)
         )
 
-    def load(self, texts: Sequence[str]) -> None:
-        """The stems of each memory, separated by spaces; slots from 0. Once, before anything else."""
+    def load(self, texts: Sequence[str], breathe: Callable[[], None] = lambda: None) -> None:
+        """The stems of each memory, separated by spaces; slots from 0. Once, before anything else.
+
+        `breathe` is called after each millisecond of work.
+        """
         numbers: defaultdict[str, int] = defaultdict(count().__next__)
         parts = []
         for first in range(0, len(texts), _CHUNK):
@@ -76,6 +79,7 @@ class Postings:
             lengths = np.fromiter(map(len, words), np.int64, len(words))
             slots = np.repeat(np.arange(first, first + len(words), dtype=np.int64), lengths)
             parts.append((np.array(flat, np.int64) << 32) | slots)
+            breathe()
         self._numbers = dict(numbers)
         if not parts:
             return
@@ -83,6 +87,7 @@ class Postings:
         slots = keys & 0xFFFFFFFF
         lengths = np.bincount(slots, minlength=len(texts))
         keys.sort()
+        breathe()
         is_first = np.empty(len(keys), bool)
         is_first[:1] = True
         np.not_equal(keys[1:], keys[:-1], out=is_first[1:])

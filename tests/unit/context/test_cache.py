@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
+from extproc.context import cache as cache_module
+from extproc.context import index as index_module
 from extproc.context import vectors as vectors_module
 from extproc.context.cache import MOST_CHANGES, NamespaceCache
 from extproc.context.index import Index
@@ -115,6 +117,69 @@ async def test_few_changes_go_into_the_index_and_many_make_a_new_one(
     assert before is not None
     assert after is not None
     assert (before[0] is after[0]) == (changes == 1)
+
+
+async def test_a_worn_index_is_loaded_anew_while_it_goes_on_answering(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "MOST_DEAD", 2)
+    store.add_many([make(f"old {n}") for n in range(8)])
+    await size(cache, agent)
+    read, may_go_on = store.snapshot, threading.Event()
+
+    @contextmanager
+    def paused(partition: Namespace) -> Iterator[Snapshot]:
+        with read(partition) as snapshot:
+            is_renewal = store.snapshots == 5
+            yield snapshot
+        assert not is_renewal or may_go_on.wait(LONG_S)
+
+    monkeypatch.setattr(store, "snapshot", paused)
+    for n in range(4):
+        store.add(make(f"new {n}"))
+        assert await size(cache, agent) == 9 + n
+    worn = cache.ready(agent)
+    assert worn is not None
+    assert worn[0].is_worn
+    may_go_on.set()
+    await cache.settle(agent)
+    assert await size(cache, agent) == 12
+    new = cache.ready(agent)
+    assert new is not None
+    assert new[0] is not worn[0]
+    assert not new[0].is_worn
+
+
+async def test_a_load_stands_aside_while_a_request_is_in_the_house(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "GRACE_S", 0.0)
+    monkeypatch.setattr(cache_module, "MOST_ASIDE_S", LONG_S)
+    store.add_many([make(f"tea {n}") for n in range(100)])
+    with cache.hurry():
+        assert await cache.wait(agent, 0.2) is None
+    assert await size(cache, agent) == 100
+
+
+async def test_a_load_goes_on_however_many_requests_there_are(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "GRACE_S", 0.0)
+    store.add_many([make(f"tea {n}") for n in range(100)])
+    with cache.hurry():
+        assert await size(cache, agent) == 100
+
+
+async def test_a_load_that_stands_aside_ends_with_the_cache(
+    cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "GRACE_S", 0.0)
+    monkeypatch.setattr(cache_module, "MOST_ASIDE_S", 10 * LONG_S)
+    store.add_many([make(f"tea {n}") for n in range(100)])
+    with cache.hurry():
+        assert await cache.wait(agent, 0.2) is None
+        async with asyncio.timeout(LONG_S):
+            await cache.stop()
 
 
 async def test_forgetting_very_many_makes_a_new_index(
@@ -239,8 +304,9 @@ async def test_loads_that_end_after_the_wall_do_not_push_each_other_out(
     store.may_read.clear()
     assert await cache.wait(user, 0.01) is None
     store.may_read.set()
-    await cache.stop()
+    assert await cache.wait(user, LONG_S) is not None
     assert cache.ready(user) is not None
+    await cache.stop()
 
 
 def contents(indexes: Sequence[Index] | None) -> set[str]:
@@ -259,6 +325,23 @@ async def test_a_cold_namespace_is_answered_from_candidates_and_loaded_behind(
     whole = await cache.find(agent, indexer.question("my tea"), time.monotonic() + LONG_S)
     assert whole is not None
     assert await size(cache, agent) == 2
+
+
+async def test_a_large_namespace_that_comes_back_is_answered_from_candidates_at_once(
+    store: SlowStore, make: MakeMemory, agent: Namespace, indexer: WindowIndexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "LARGE", 2)
+    monkeypatch.setattr(cache_module, "GRACE_S", 2 * LONG_S)
+    cache = NamespaceCache(store, indexer, 1)
+    store.add_many([make("green tea"), make("milk")])
+    assert await size(cache, agent) == 2
+    assert await size(cache, replace(agent, agent_id=agent.org_id)) == 0  # pushes it out
+    store.may_read.clear()
+    async with asyncio.timeout(LONG_S):
+        found = await cache.find(agent, indexer.question("my tea"), time.monotonic() + 2 * LONG_S)
+    assert contents(found) == {"green tea"}
+    store.may_read.set()
+    await cache.stop()
 
 
 async def test_features_of_another_indexer_are_made_anew(
