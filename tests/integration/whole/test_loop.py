@@ -10,6 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.integration.otlp import ReceivedSpan
 from tests.integration.whole.conftest import Stack, running_stack
 from tests.integration.whole.test_after_the_response import eventually, extproc, rows
 
@@ -105,3 +106,27 @@ def test_one_trace_leads_from_the_request_to_the_memory(learning: Stack, user: s
     assert (written.parent_id, task.parent_id) == (task.span_id, kept.span_id)
     ids = {row["id"] for row in rows(learning, "SELECT id FROM memories WHERE user_id = ?", user)}
     assert set(written.attributes["ibex.memory.ids"]) == ids
+
+    asked = f"asked-{user}"[:64]
+
+    def is_used() -> bool:
+        say(learning, ASKED, user, asked)
+        return "peanuts" in received(learning)
+
+    eventually(is_used)
+    used = learning.spans.wait_for(
+        lambda span: (
+            span.name == "context.retrieve"
+            and span.attributes.get("gen_ai.conversation.id") == asked
+            and bool(span.links)
+        )
+    )
+    first, second = (envoys(learning, trace_id) for trace_id in (task.trace_id, used.trace_id))
+    assert first.trace_id != second.trace_id
+    assert used.links == ((written.trace_id, written.span_id),)
+    assert b"peanuts" not in b"".join(learning.spans.raw)
+
+
+def envoys(stack: Stack, trace_id: str) -> ReceivedSpan:
+    """The client's request, as Envoy saw it."""
+    return stack.spans.wait_for(lambda span: span.service == "ibex-gateway" and span.trace_id == trace_id)
