@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import httpx2
@@ -82,6 +85,21 @@ def test_a_worker_is_ready_while_it_reaches_what_it_needs(on_sqlite: Place, admi
     eventually(lambda: ready(admin) == (503, without_model), on_sqlite.log)
 
 
+def test_a_worker_that_leaves_tasks_in_the_queue_is_not_alive(on_sqlite: Place, admin: str) -> None:
+    worker = on_sqlite.start(IBEX_ADMIN_LISTEN=admin, IBEX_WORKER_LIMIT_S="2")
+
+    def health() -> int:
+        return httpx2.get(f"http://{admin}/health", trust_env=False).status_code
+
+    assert health() == 200
+    worker.send_signal(signal.SIGSTOP)
+    # The first is handed to the worker, which asked before.
+    on_sqlite.queue.send([on_sqlite.tell(TEXTS[:1])] * 3)
+    eventually(lambda: health() == 503, on_sqlite.log)
+    worker.send_signal(signal.SIGCONT)
+    eventually(lambda: health() == 200, on_sqlite.log)
+
+
 def test_a_task_that_kills_each_process_is_set_aside_and_the_others_go_on(on_sqlite: Place) -> None:
     on_sqlite.start(MARKED, IBEX_WORKER_DELIVERIES="3")
     deadly = on_sqlite.tell([marked_worker.DEADLY], "deadly")
@@ -121,3 +139,14 @@ def test_a_task_that_waits_for_its_next_attempt_is_given_back_at_the_end(on_sqli
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
     assert (on_sqlite.waits(), on_sqlite.taken()) == (1, [])
+
+
+def test_an_address_that_is_taken_is_said(on_sqlite: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "extproc", "worker", "--admin", listen],
+            capture_output=True, text=True, timeout=60, env=on_sqlite.environment,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"cannot listen on {listen} (IBEX_ADMIN_LISTEN)" in done.stderr
