@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(240)  # a stack of its own starts, on a machine
 
 SAID = "I moved to Lisbon in March and I'm allergic to peanuts"
 ASKED = "What should I cook for dinner tonight? Is there anything that I am allergic to?"
+ALLERGY = "peanuts"
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +53,20 @@ def received(stack: Stack) -> str:
     return str(body["messages"][-1]["content"])
 
 
+def is_used(stack: Stack, user: str, session: str) -> bool:
+    """Whether the question comes with what was said; a namespace that is behind at the engine's wall gives nothing."""
+    say(stack, ASKED, user, session)
+    return ALLERGY in received(stack)
+
+
 def test_what_is_said_in_one_session_is_known_in_the_next(learning: Stack, user: str) -> None:
     say(learning, SAID, user, f"first-{user}"[:64])
     ended = time.monotonic()
     eventually(lambda: "The user is allergic to peanuts." in remembered(learning, user))
     print(f"usable after {time.monotonic() - ended:.2f} s")  # noqa: T201 - measured for docs/worker.md
-    for _ in range(20):  # a namespace that is behind at the engine's wall gives nothing to that one request
-        say(learning, ASKED, user, f"second-{user}"[:64])
-        if "peanuts" in received(learning):
-            break
-        time.sleep(0.2)
-    assert "peanuts" in received(learning)
+    eventually(lambda: is_used(learning, user, f"second-{user}"[:64]))
     say(learning, ASKED, f"not-{user}", "third")
-    assert "peanuts" not in received(learning)
+    assert ALLERGY not in received(learning)
 
 
 def test_the_texts_of_an_extracted_session_are_gone(learning: Stack, user: str) -> None:
@@ -108,12 +110,7 @@ def test_one_trace_leads_from_the_request_to_the_memory(learning: Stack, user: s
     assert set(written.attributes["ibex.memory.ids"]) == ids
 
     asked = f"asked-{user}"[:64]
-
-    def is_used() -> bool:
-        say(learning, ASKED, user, asked)
-        return "peanuts" in received(learning)
-
-    eventually(is_used)
+    eventually(lambda: is_used(learning, user, asked))
     used = learning.spans.wait_for(
         lambda span: (
             span.name == "context.retrieve"
@@ -124,7 +121,7 @@ def test_one_trace_leads_from_the_request_to_the_memory(learning: Stack, user: s
     first, second = (envoys(learning, trace_id) for trace_id in (task.trace_id, used.trace_id))
     assert first.trace_id != second.trace_id
     assert used.links == ((written.trace_id, written.span_id),)
-    assert b"peanuts" not in b"".join(learning.spans.raw)
+    assert ALLERGY.encode() not in b"".join(learning.spans.raw)
 
 
 def envoys(stack: Stack, trace_id: str) -> ReceivedSpan:
