@@ -17,6 +17,7 @@ from extproc.worker.rules import RuleExtractor
 DEADLY = "This ends whoever reads it."
 SLOW = "This takes a while."
 SLOW_S = 2.0
+BEGUN = "a slow extraction has begun"
 
 
 class Marked(RuleExtractor):
@@ -26,6 +27,7 @@ class Marked(RuleExtractor):
         if DEADLY in texts:
             os._exit(1)
         if SLOW in texts:
+            print(BEGUN, flush=True)  # noqa: T201 - the test waits for it
             time.sleep(SLOW_S)
         return super().extract(turns)
 
