@@ -210,6 +210,7 @@ class BrokerSettings(Settings):
 class WorkerSettings(TelemetrySettings, StoreSettings, EmbeddingSettings, BrokerSettings):
     """`extproc worker`"""
 
+    admin_listen: str = _admin_listen(9095)
     worker_processes: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="processes that extract at the same time"
     )
@@ -223,6 +224,9 @@ class WorkerSettings(TelemetrySettings, StoreSettings, EmbeddingSettings, Broker
     )
     worker_attempts: Annotated[int, Field(ge=1, le=1000)] = Field(
         12, description="how often a task is tried while the database or the model is away, with growing waits"
+    )
+    worker_deliveries: Annotated[int, Field(ge=1, le=1000)] = Field(
+        4, description="how often a task is taken that its process never ends, before it is set aside as deadly"
     )
     extractor: Literal["rules", "llm"] = Field(
         "rules", description="what finds memories: `rules` needs no model; `llm` asks one; see docs/extraction.md"

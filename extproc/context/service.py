@@ -33,6 +33,7 @@ from extproc.context.score import DEFAULT_WEIGHTS, SCORE_SCHEMA, Scored, Weights
 from extproc.context.usage import RetrievalCounts
 from extproc.memory.model import InvalidValue, Namespace, parse_category, parse_uuid
 from extproc.memory.store import StoreAway, StoreError
+from extproc.telemetry.spans import linked_spans
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -406,3 +407,6 @@ def _describe(span: trace.Span, request: pb.AssembleContextRequest, assembly: As
             **{names.STAGE_MS_ATTRIBUTE.format(stage): took_ms for stage, took_ms in assembly.stages_ms.items()},
         }
     )
+    # To the spans that wrote them, and so to the requests in which they were said.
+    for written in linked_spans(one.scored.memory.metadata.get("traceparent") for one in included):
+        span.add_link(written)

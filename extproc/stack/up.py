@@ -91,6 +91,7 @@ class Stack:
     admin: str = ""
     gate_admin: str = ""
     observer_admin: str = ""
+    worker_admin: str | None = None
     envoy_admin: str = ""
     broker: str = ""
     traces: str = ""
@@ -106,6 +107,7 @@ class Stack:
             "admin": self.admin,
             "gate_admin": self.gate_admin,
             "observer_admin": self.observer_admin,
+            "worker_admin": self.worker_admin,
             "envoy_admin": self.envoy_admin,
             "broker": self.broker,
             "database": self.database,
@@ -360,10 +362,11 @@ def _start_observer(stack: Stack, address: envoy.Address, environment: dict[str,
 
 
 def _start_worker(stack: Stack, environment: dict[str, str]) -> _Part:
-    """It serves nothing that could be asked, and says in its log that it is ready."""
+    admin = _free_address()
     own = {"IBEX_BROKER_URL": stack.broker, **environment}
-    child = _start_child(stack, "worker", ["-m", "extproc", "worker"], own)
-    return _Started(child, lambda: '"event":"ready"' in child.log_end())
+    child = _start_child(stack, "worker", ["-m", "extproc", "worker", "--admin", str(admin)], own)
+    stack.worker_admin = f"http://{admin}"
+    return _Started(child, _answers(f"{stack.worker_admin}/ready"))
 
 
 def _start_engine(stack: Stack, number: int, address: envoy.Address, environment: dict[str, str]) -> _Part:

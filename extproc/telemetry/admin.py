@@ -56,9 +56,17 @@ async def _state(check: Check) -> str:
 class AdminListener:
     """`/health`, `/ready` and `/metrics` on the process's own event loop. An empty address turns it off."""
 
-    def __init__(self, process: str, listen: str, readiness: Readiness, routes: Sequence[Route] = ()) -> None:
-        """`routes`: what this process has beside the usual three."""
+    def __init__(
+        self,
+        process: str,
+        listen: str,
+        readiness: Readiness,
+        routes: Sequence[Route] = (),
+        is_alive: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`routes`: what this process has beside the usual three. `is_alive`: False where only a restart helps."""
         self._routes = routes
+        self._is_alive = is_alive
         self._process = process
         self._listen = listen
         self._readiness = readiness
@@ -90,7 +98,10 @@ class AdminListener:
             await asyncio.wait_for(self._serving, 3.0)  # a tick, and the second that running requests get
 
     async def _health(self, _request: Request) -> Response:
-        return JSONResponse({"process": self._process, "status": "ok"})
+        is_alive = self._is_alive()
+        return JSONResponse(
+            {"process": self._process, "status": "ok" if is_alive else "stalled"}, 200 if is_alive else 503
+        )
 
     async def _ready(self, _request: Request) -> Response:
         is_ready, states = await self._readiness.report()

@@ -20,6 +20,7 @@ import structlog
 import urllib3
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.trace import SpanContext
 from opentelemetry.util.re import parse_env_headers
 from opentelemetry.util.types import AttributeValue
 from prometheus_client import Counter
@@ -142,9 +143,19 @@ def encode_span(span: ReadableSpan) -> bytes:
         "attributes": _attributes(span.attributes or {}),
         "status": {"code": span.status.status_code.value, "message": span.status.description or ""},
     }
+    if span.links:
+        encoded["links"] = [_link(link.context) for link in span.links]
     if span.parent is not None:
         encoded["parentSpanId"] = f"{span.parent.span_id:016x}"
     return _encode(encoded)
+
+
+def _link(context: SpanContext) -> dict[str, Any]:
+    return {
+        "traceId": f"{context.trace_id:032x}",
+        "spanId": f"{context.span_id:016x}",
+        "flags": int(context.trace_flags),
+    }
 
 
 def _attributes(attributes: Mapping[str, AttributeValue]) -> list[dict[str, Any]]:

@@ -17,10 +17,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from extproc.telemetry.otlp import OtlpSpanProcessor
 
-__all__ = ["parent_of", "start_spans", "traceparent_of"]
+__all__ = ["linked_spans", "parent_of", "start_spans", "traceparent_of"]
 
 _MOST_CHARACTERS = 256
 """Of one attribute: ids and names are shorter, and nothing else belongs into a span."""
+
+_MOST_LINKS = 16
+"""Of one span: a request has fewer memories than that, most often."""
 
 _propagator = TraceContextTextMapPropagator()
 
@@ -45,6 +48,20 @@ def parent_of(carriers: Iterable[str | None]) -> Context | None:
         if traceparent:
             return _propagator.extract({"traceparent": traceparent})
     return None
+
+
+def linked_spans(traceparents: Iterable[object]) -> list[SpanContext]:
+    """Each span once, the first few, of what may hold anything: what is no W3C `traceparent` is passed over."""
+    found: dict[tuple[int, int], SpanContext] = {}
+    for traceparent in traceparents:
+        if len(found) == _MOST_LINKS:
+            break
+        if isinstance(traceparent, str):
+            context = trace.get_current_span(_propagator.extract({"traceparent": traceparent}, Context()))
+            span = context.get_span_context()
+            if span.is_valid:
+                found.setdefault((span.trace_id, span.span_id), span)
+    return list(found.values())
 
 
 def traceparent_of(context: SpanContext) -> str | None:

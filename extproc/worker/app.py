@@ -6,7 +6,7 @@ body, go the way of all libraries' (warnings and worse, without the words of exc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,9 @@ from extproc.telemetry.logs import LineWriter, configure_logs
 from extproc.telemetry.spans import start_spans
 from extproc.turns.broker import Broker, BrokerUrlError, Mode
 from extproc.turns.celery_message import QUEUE, TASK
+from extproc.worker.admin import AdminProcess
 from extproc.worker.failed import failed_task
+from extproc.worker.metrics import Event, Ready, Reason, SetAside, Stopping
 from extproc.worker.parts import Parts
 from extproc.worker.task import run_task
 from extproc.worker.transport import SentinelTransport, ServerTransport
@@ -35,6 +37,8 @@ __all__ = ["Place", "make_app", "place_of", "run_worker"]
 _HARD_SHARE = 1.2
 _REDELIVERY_SHARE = 3.0
 """Of the soft limit: above the hard limit and the longest wait together, or a task would run twice for nothing."""
+_SENTINEL_LIMIT_S = 2.0
+"""For each Sentinel: they are asked one after the other, and one that stands still must not keep us from the next."""
 _LOGGED = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "error": "ERROR"}
 
 
@@ -60,15 +64,20 @@ def place_of(broker: Broker) -> Place:
             return Place(f"redis+socket://{user}{broker.path}?virtual_host={broker.db}", ServerTransport, {}, tls)
         case Mode.SENTINEL:
             own = {"username": broker.sentinel_username, "password": broker.sentinel_password}
-            options = {"master_name": broker.master, "sentinel_kwargs": {k: v for k, v in own.items() if v}}
+            limits = {"socket_connect_timeout": _SENTINEL_LIMIT_S, "socket_timeout": _SENTINEL_LIMIT_S}
+            sentinel = {k: v for k, v in own.items() if v} | limits | ({} if tls is None else {"ssl": True, **tls})
+            options = {"master_name": broker.master, "sentinel_kwargs": sentinel}
             url = ";".join(f"sentinel://{user}{host}/{broker.db}" for host in hosts)
             return Place(url, SentinelTransport, options, tls)
         case Mode.CLUSTER:
             raise SettingsError("IBEX_BROKER_URL: a worker needs one server, or Sentinels; it cannot wait on a cluster")
 
 
-def make_app(settings: WorkerSettings) -> Celery:
-    """With the one task, and the parts that it needs in `app.parts`. Raises SettingsError; nobody is reached."""
+def make_app(settings: WorkerSettings, tell: Callable[[Event], None] = lambda _: None) -> Celery:
+    """With the one task, and the parts that it needs in `app.parts`. Raises SettingsError; nobody is reached.
+
+    `tell`: hears what happens, in the process where it does.
+    """
     url = settings.broker_url.get_secret_value()
     if not url:
         raise SettingsError("IBEX_BROKER_URL is not set: a worker takes its tasks there")
@@ -110,7 +119,7 @@ def make_app(settings: WorkerSettings) -> Celery:
             "unacked_restore_throttle": 1,
             "socket_keepalive": True,
             "health_check_interval": 15,
-            "on_unreadable": lambda message: _set_aside_unreadable(settings, message),
+            "on_unreadable": lambda message: _set_aside_unreadable(settings, tell, message),
             **place.options,
         },
     )
@@ -118,12 +127,12 @@ def make_app(settings: WorkerSettings) -> Celery:
     # How often it is tried is this program's setting, not Celery's default of three.
     @app.task(name=TASK, bind=True, typing=False, max_retries=None)  # type: ignore[untyped-decorator]
     def extract_session_memories(task: Any, /, *args: object, **kwargs: object) -> None:
-        run_task(task, parts, settings, args, kwargs)
+        run_task(task, parts, settings, tell, args, kwargs)
 
     return app
 
 
-def _set_aside_unreadable(settings: WorkerSettings, message: Any) -> None:
+def _set_aside_unreadable(settings: WorkerSettings, tell: Callable[[Event], None], message: Any) -> None:
     """In the main process, and rarely: its connection is closed again, for a fork must not inherit one."""
     content = message if isinstance(message, dict) else {}
     failed = failed_task(content.get("id"), content.get("kwargs"), "its message cannot be read", 1, datetime.now(UTC))
@@ -134,6 +143,7 @@ def _set_aside_unreadable(settings: WorkerSettings, message: Any) -> None:
     except StoreError as error:
         log.error("a message that cannot be read was dropped", task_id=failed.task_id, problem=str(error))  # noqa: TRY400 - expected
     else:
+        tell(SetAside(Reason.UNREADABLE))
         log.error("a message cannot be read; see `extproc worker failed`", task_id=failed.task_id)
     finally:
         parts.close()
@@ -168,7 +178,9 @@ class LastingConsumer(Consumer):  # type: ignore[misc]
 
 def run_worker(settings: WorkerSettings) -> int:
     """`extproc worker`: until SIGTERM, which lets running tasks end. Returns the exit code. Raises SettingsError."""
-    app = make_app(settings)
+    admin = AdminProcess(settings)
+    app = make_app(settings, admin.tell)
+    admin.start()
     logs = configure_logs("worker", settings.log_level)
     opened: list[LineWriter] = []
 
@@ -190,12 +202,14 @@ def run_worker(settings: WorkerSettings) -> int:
             writer.close()
 
     def say_ready(**_: object) -> None:
+        admin.tell(Ready())
         structlog.get_logger(__name__).info("ready", queue=QUEUE, processes=settings.worker_processes)
 
     signals.setup_logging.connect(lambda **_: None, weak=False)  # Celery leaves logging alone then
     signals.worker_process_init.connect(start_child, weak=False)
     signals.worker_process_shutdown.connect(stop_child, weak=False)
     signals.worker_ready.connect(say_ready, weak=False)
+    signals.worker_shutting_down.connect(lambda **_: admin.tell(Stopping()), weak=False)
     worker = app.Worker(
         quiet=True, pool_cls="prefork", loglevel=_LOGGED[settings.log_level],
         without_gossip=True, without_mingle=True, without_heartbeat=True,
@@ -204,5 +218,6 @@ def run_worker(settings: WorkerSettings) -> int:
         worker.start()
         structlog.get_logger(__name__).info("stopped")
     finally:
+        admin.stop()
         logs.close()
     return int(worker.exitcode or 0)

@@ -28,13 +28,14 @@ def worker(
     context: typer.Context,
     data: DataOption = None,
     processes: Annotated[int | None, typer.Option(help="Processes that extract at the same time.")] = None,
+    admin: Annotated[str | None, typer.Option(help="host:port of /health, /ready and /metrics.")] = None,
 ) -> None:
     """Take extraction tasks from the queue until SIGTERM."""
     if context.invoked_subcommand is not None:
         return
     from extproc.worker.app import run_worker
 
-    raise typer.Exit(run_worker(load(WorkerSettings, data=data, worker_processes=processes)))
+    raise typer.Exit(run_worker(load(WorkerSettings, data=data, worker_processes=processes, admin_listen=admin)))
 
 
 @app.command("failed")

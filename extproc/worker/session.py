@@ -18,7 +18,7 @@ from sqlalchemy import Connection, and_, delete, select, update
 
 from extproc import names
 from extproc.memory.database import Database, act_for
-from extproc.memory.model import Memory, Namespace, content_hash
+from extproc.memory.model import Memory, Namespace, Status, content_hash
 from extproc.memory.schema import checkpoints, sessions, turns
 from extproc.memory.text import stems
 from extproc.telemetry.spans import traceparent_of
@@ -47,8 +47,14 @@ class Done:
     turns: int = 0
     memories: tuple[str, ...] = ()
     """Ids of those that were written."""
-    revised: int = 0
-    """Memories that were there and were seen again or superseded."""
+    quarantined: int = 0
+    """Of these: kept apart."""
+    merged: int = 0
+    """Memories that were there and were said again."""
+    superseded: int = 0
+    """Memories that were there and no longer hold."""
+    unwritable: int = 0
+    """No row can hold them."""
     accounting: Accounting = field(default_factory=Accounting)
     is_finished: bool = True
     """False: turns are left, for another task."""
@@ -57,7 +63,10 @@ class Done:
         return Done(
             self.turns + other.turns,
             self.memories + other.memories,
-            self.revised + other.revised,
+            self.quarantined + other.quarantined,
+            self.merged + other.merged,
+            self.superseded + other.superseded,
+            self.unwritable + other.unwritable,
             self.accounting + other.accounting,
             other.is_finished,
         )
@@ -92,14 +101,25 @@ class SessionExtraction:
         self._extractor = extractor
         self._turns_at_once = turns_at_once
 
-    def run(self, org_id: str, session_id: str, may_go_on: Callable[[], bool] = lambda: True) -> Done:
-        """All that is due, batch after batch, as long as it may. Raises StoreError, ExtractorUnavailable, -Refused."""
+    def run(
+        self,
+        org_id: str,
+        session_id: str,
+        may_go_on: Callable[[], bool] = lambda: True,
+        on_batch: Callable[[Done], None] = lambda _: None,
+    ) -> Done:
+        """All that is due, batch after batch, as long as it may. Raises StoreError, ExtractorUnavailable, -Refused.
+
+        `on_batch` hears of each as soon as it is written, since a later one may fail.
+        """
         done = Done()
         while (due := self._read(org_id, session_id)) is not None:
             if not may_go_on():
                 done = replace(done, is_finished=False)
                 break
-            done += self._extract(due)
+            batch = self._extract(due)
+            on_batch(batch)
+            done += batch
         if done.turns:
             self._database.forget_log()
         return done
@@ -120,14 +140,25 @@ class SessionExtraction:
                 due.namespace.org_id, lambda rows: self._write(rows, due, candidates, near, marks)
             )
             if plan is None:
-                return Done()
+                return Done(
+                    accounting=extraction.accounting
+                )  # somebody else was quicker; the model was asked all the same
             ids = tuple(memory.id for memory in plan.new)
             span.set_attribute(names.MEMORY_IDS_ATTRIBUTE, ids)
         if plan.unwritable:
             structlog.get_logger(__name__).warning(
                 "memories were left out: no row can hold them", session_id=due.session_id, count=plan.unwritable
             )
-        return Done(due.end - due.first, ids, len(plan.revised), extraction.accounting)
+        superseded = sum(memory.status is Status.SUPERSEDED for memory in plan.revised)
+        return Done(
+            turns=due.end - due.first,
+            memories=ids,
+            quarantined=sum(memory.status is Status.QUARANTINED for memory in plan.new),
+            merged=len(plan.revised) - superseded,
+            superseded=superseded,
+            unwritable=plan.unwritable,
+            accounting=extraction.accounting,
+        )
 
     def _candidates(self, due: _Due, found: Sequence[Extracted]) -> list[Candidate]:
         vectors = self._vectors([one.content for one in found])

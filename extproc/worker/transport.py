@@ -1,7 +1,10 @@
-"""kombu's Redis transports, which live on after a message that they cannot read.
+"""kombu's Redis transports, which live on after a message that they cannot read, and count how often one comes again.
 
 A stock worker ends with an exception at one, and the message is gone with it. Here it is handed to the callback
 `on_unreadable` of the transport options, with what could be read of it.
+
+A message whose process died, or whose worker is gone, is put back on the queue, for ever. kombu marks it as redelivered
+and does not count; here its own header does, so that somebody can give up.
 """
 
 from __future__ import annotations
@@ -14,7 +17,11 @@ from typing import Any
 
 from kombu.transport import redis
 
-__all__ = ["SentinelTransport", "ServerTransport", "is_readable"]
+__all__ = ["DELIVERIES_HEADER", "SentinelTransport", "ServerTransport", "deliveries", "is_readable"]
+
+DELIVERIES_HEADER = "ibex_deliveries"
+"""A worker sets and reads: how often the message was taken before and not ended. Absent: never."""
+_MOST_DELIVERIES = 1_000_000
 
 
 def is_readable(message: object) -> bool:
@@ -47,6 +54,10 @@ class _Reading:
             _report(self.connection, None)
             raise Empty from None
 
+    def _do_restore_message(self, payload: Any, *args: Any, **given: Any) -> None:
+        _count_delivery(payload)
+        super()._do_restore_message(payload, *args, **given)  # type: ignore[misc]
+
 
 class _Delivering:
     """Of a transport."""
@@ -55,6 +66,17 @@ class _Delivering:
         if not is_readable(message):
             return _report(self, message)
         return super()._deliver(message, queue)  # type: ignore[misc]
+
+
+def _count_delivery(payload: Any) -> None:
+    headers = payload.get("headers") if isinstance(payload, dict) else None
+    if isinstance(headers, dict):
+        headers[DELIVERIES_HEADER] = deliveries(headers.get(DELIVERIES_HEADER)) + 1
+
+
+def deliveries(header: object) -> int:
+    """As the header says; 0 for what is no such number."""
+    return header if type(header) is int and 0 < header < _MOST_DELIVERIES else 0
 
 
 def _report(transport: Any, message: Any) -> None:

@@ -26,6 +26,8 @@ class ReceivedSpan:
     parent_id: str
     """Empty for a root. Ids in lower-case hexadecimal."""
     attributes: dict[str, Any]
+    links: tuple[tuple[str, str], ...] = ()
+    """Trace id and span id of each."""
 
 
 @dataclass
@@ -55,6 +57,10 @@ class Receiver:
                         read_id(span["spanId"]).lower(),
                         read_id(span.get("parentSpanId", "")).lower(),
                         _attributes(span),
+                        tuple(
+                            (read_id(link["traceId"]).lower(), read_id(link["spanId"]).lower())
+                            for link in span.get("links", [])
+                        ),
                     )
                     for span in scope["spans"]
                 ]

@@ -79,7 +79,12 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "IBEX_BROKER_URL": self.valkey.url, "IBEX_DATABASE_URL": self.database_url}
+        return {
+            **os.environ,
+            "IBEX_BROKER_URL": self.valkey.url,
+            "IBEX_DATABASE_URL": self.database_url,
+            "IBEX_ADMIN_LISTEN": "",
+        }
 
     def tell(self, texts: Sequence[str], external_id: str = "talk") -> ExtractionTask:
         """Turns of one session, as the observer stores them; returns the task of the last."""
@@ -87,12 +92,12 @@ class Place:
         written = checkpoints.write([entry(self.user, external_id, text) for text in texts])[-1]
         return ExtractionTask(task_id(ORG, written.session_id, written.turn_index), written.session_id, ORG)
 
-    def start(self, **settings: str) -> subprocess.Popen[bytes]:
-        """A worker, which is ready."""
+    def start(self, *module: str, **settings: str) -> subprocess.Popen[bytes]:
+        """A worker, which is ready; `module`: in place of `extproc worker`."""
         log_file = self.directory / f"worker-{len(self.workers)}.log"
         with log_file.open("wb") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "extproc", "worker"],
+                [sys.executable, "-m", *(module or ("extproc", "worker"))],
                 env={**self.environment, **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -145,13 +150,17 @@ class Place:
         """Messages that are in the queue, or taken and not acknowledged."""
         return int(self.valkey.execute("LLEN", "extraction")) + int(self.valkey.execute("HLEN", "unacked"))
 
-    def stop(self) -> None:
+    def stop_workers(self) -> None:
+        """As SIGKILL does, all of them."""
         for worker in self.workers:
             if worker.poll() is None:
                 for child in psutil.Process(worker.pid).children(recursive=True):
                     child.kill()
                 worker.kill()
                 worker.wait(10)
+
+    def stop(self) -> None:
+        self.stop_workers()
         self.queue.close()
         self.database.close()
 

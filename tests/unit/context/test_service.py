@@ -540,5 +540,20 @@ async def test_readiness_says_how_the_store_is(
     assert service.is_store_away is bool(away_s)
 
 
+async def test_the_span_links_to_the_spans_that_wrote_its_memories(
+    client: Client, store: FreeStore, make: MakeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(service_module, "_tracer", provider.get_tracer("test"))
+    store.add(make("The user's name is Ada.", metadata={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}))
+    store.add(make("The user's name is not Ida.", metadata={"traceparent": ["nonsense"]}))
+    assert (await client.ask()).memories_included == 2
+    (span,) = exporter.get_finished_spans()
+    assert [format(link.context.trace_id, "032x") for link in span.links] == ["a" * 32]
+    provider.shutdown()
+
+
 def test_the_health_name_is_the_services() -> None:
     assert SERVICE_NAME == "ibex.context.v1.ContextAssemblyService"

@@ -92,6 +92,16 @@ def test_a_span_arrives_as_otlp_says(receiver: tuple[Receiver, str]) -> None:
     }
 
 
+def test_a_spans_links_arrive_with_it(receiver: tuple[Receiver, str]) -> None:
+    kept, url = receiver
+    traces = provider(url)
+    with traces.get_tracer("t").start_as_current_span("context.retrieve") as span:
+        span.add_link(PARENT)
+    traces.shutdown()
+    [sent] = kept.spans()
+    assert sent["links"] == [{"traceId": f"{PARENT.trace_id:032x}", "spanId": f"{PARENT.span_id:016x}", "flags": 1}]
+
+
 def test_many_spans_all_arrive_in_batches(receiver: tuple[Receiver, str]) -> None:
     kept, url = receiver
     traces = provider(url)

@@ -15,7 +15,7 @@ from extproc.turns.sinks import ExtractionTask
 from extproc.worker.app import make_app, place_of
 from extproc.worker.parts import open_extractor
 from extproc.worker.task import longest_wait_s, wait_s
-from extproc.worker.transport import SentinelTransport, is_readable
+from extproc.worker.transport import DELIVERIES_HEADER, SentinelTransport, _Reading, deliveries, is_readable
 
 MESSAGE: dict[str, Any] = json.loads(encode_message(ExtractionTask("id", "session", "org"), "tag"))
 
@@ -70,9 +70,18 @@ def test_sentinels_are_asked_for_the_primary() -> None:
     assert (place.transport, place.options["master_name"]) == (SentinelTransport, "main")
 
 
-def test_a_worker_cannot_wait_on_a_cluster() -> None:
-    with pytest.raises(SettingsError, match="cluster"):
-        place_of(Broker.parse("redis+cluster://a:1"))
+def test_sentinels_are_reached_with_tls_where_the_primary_is() -> None:
+    secured = place_of(Broker.parse("rediss+sentinel://a:1/main/5?ssl_ca_certs=/ca.pem&sentinel_password=s"))
+    plain = place_of(Broker.parse("redis+sentinel://a:1/main/5"))
+    expected = {"ssl": True, "ssl_ca_certs": "/ca.pem", "ssl_cert_reqs": "required", "password": "s"}
+    assert expected.items() <= secured.options["sentinel_kwargs"].items()  # type: ignore[attr-defined]
+    assert "ssl" not in plain.options["sentinel_kwargs"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("scheme", ["redis+cluster", "rediss+cluster"])
+def test_a_worker_cannot_wait_on_a_cluster(scheme: str) -> None:
+    with pytest.raises(SettingsError, match="IBEX_BROKER_URL: a worker needs one server, or Sentinels"):
+        make_app(load(WorkerSettings, broker_url=SecretStr(f"{scheme}://a:1,b:2")))
 
 
 def test_a_model_needs_a_place_and_less_time_than_its_task() -> None:
@@ -94,3 +103,34 @@ def test_a_message_without_its_envelope_is_not_readable(name: str) -> None:
 @pytest.mark.parametrize("message", [None, [], "text", 5, {}, {**MESSAGE, "body": "x"}, {**MESSAGE, "headers": 3}])
 def test_what_is_no_message_is_not_readable(message: object) -> None:
     assert not is_readable(message)
+
+
+class Channel:
+    """The end of kombu's restoring."""
+
+    def _do_restore_message(self, payload: Any, *_: Any) -> None:
+        self.restored = payload
+
+
+class CountingChannel(_Reading, Channel):
+    pass
+
+
+def test_a_message_that_is_put_back_counts_how_often() -> None:
+    channel = CountingChannel()
+    message = {**MESSAGE, "headers": dict(MESSAGE["headers"])}
+    for _ in range(3):
+        channel._do_restore_message(message, "", "extraction", None)
+    assert deliveries(channel.restored["headers"][DELIVERIES_HEADER]) == 3
+
+
+@pytest.mark.parametrize("payload", [None, [], {}, {"headers": None}])
+def test_what_has_no_headers_is_put_back_all_the_same(payload: object) -> None:
+    channel = CountingChannel()
+    channel._do_restore_message(payload, "", "extraction", None)
+    assert channel.restored == payload
+
+
+@pytest.mark.parametrize("header", [None, "3", -1, 0, True, 2.5, 10**9, [], {}])
+def test_what_is_no_count_counts_as_none(header: object) -> None:
+    assert deliveries(header) == 0

@@ -161,7 +161,7 @@ def test_a_correction_in_another_session_supersedes(talk: Talk) -> None:
     talk.extraction().run(ORG, talk.session_id)
     talk.tell("I live in Porto now.", external_id="other")
     done = talk.extraction().run(ORG, session_id(ORG, AGENT, "ana", "other"))
-    assert done.revised == 1
+    assert (done.superseded, done.merged) == (1, 0)
     status = {memory.content: memory.status for memory in talk.memories()}
     assert status["The user lives in Lisbon."] is Status.SUPERSEDED
     assert status["The user lives in Porto."] is Status.ACTIVE
