@@ -44,6 +44,5 @@ def upgrade() -> None:
     if is_postgresql:
         op.execute("ALTER TABLE ibex_core.forgotten ENABLE ROW LEVEL SECURITY")
         op.execute("ALTER TABLE ibex_core.forgotten FORCE ROW LEVEL SECURITY")
-        op.execute(
-            f"CREATE POLICY forgotten_of_org ON ibex_core.forgotten USING (org_id = {_ORG}) WITH CHECK (org_id = {_ORG})"
-        )
+        made = f"USING (org_id = {_ORG}) WITH CHECK (org_id = {_ORG})"
+        op.execute(f"CREATE POLICY forgotten_of_org ON ibex_core.forgotten {made}")
