@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DateMention", "annotated", "find_dates", "first_date"]
+__all__ = ["DateMention", "annotated", "find_dates", "first_date", "may_name_date"]
 
 _MOST_CHARACTERS = 20_000
 """That are read; no memory is longer."""
@@ -172,6 +172,8 @@ def find_dates(text: str, said: date, *, is_past: bool | None = None) -> list[Da
 
 def _candidates(text: str) -> Iterator[re.Match[str]]:
     """Matches of the pattern that do not overlap, tried only around words that a date has."""
+    if not may_name_date(text):
+        return
     starts: deque[int] = deque(maxlen=4)
     done = 0
     for word in _WORD.finditer(text, 0, _MOST_CHARACTERS):
@@ -185,6 +187,11 @@ def _candidates(text: str) -> Iterator[re.Match[str]]:
                 done = match.end()
                 yield match
                 break
+
+
+def may_name_date(text: str) -> bool:
+    """False: neither the text nor any part of it names one."""
+    return not _TRIGGERS.isdisjoint(_WORD.findall(text.lower())) or _YEAR.search(text) is not None
 
 
 def first_date(text: str, said: date, *, is_past: bool | None = None) -> DateMention | None:
