@@ -63,7 +63,9 @@ _EXPANDED: Final = (
 
 _JOKES = re.compile(
     r"\b(?:lol|lmao|rofl|haha\w*|hehe\w*|jk|j/k|just kidding|kidding|joking|as a joke|sarcasm)\b"
-    r"|(?:^|\s)/s\b|[😂🤣😜🙃😉😛]|\b(?:oh sure|yeah right|oh great|oh, great|as if)\b",
+    r"|(?:^|\s)/s\b|[😂🤣😜🙃😉😛]|\b(?:oh sure|yeah right|oh great|oh, great|as if)\b"
+    r"|\bsure,? because\b|\boh,? (?:joy|wonderful|brilliant|lovely|fantastic|perfect)\b|[.!…] not[.!]*$"
+    r"|(?:^|[.!?…\n] ?)(?:wow|brilliant|terrific|fantastic|wonderful)[,!]+ i\b|, (?:clearly|obviously|naturally)[.!]*$",
     re.IGNORECASE,
 )
 _PLAY = re.compile(
@@ -83,15 +85,18 @@ _TEXT_WORK = re.compile(
     re.IGNORECASE,
 )
 _DOUBTFUL = re.compile(
-    r"\b(?:if|unless|whether|in case|maybe|perhaps|possibly|probably|might|could|would(?! (?:rather|prefer|"
-    r"like (?:you|all|my|the|short|long)))"
+    r"\b(?:if|unless|whether|in case|maybe|perhaps|possibly|probably|apparently|supposedly|allegedly|might|could|"
+    r"would(?! (?:rather|prefer|like (?:you|all|my|the|short|long)))"
     r"|should|wish|wonder|hope|not sure|doubt|think about|thinking of|feel like|as though|basically|practically|"
     r"not true that|never said|said that|told me|nobody|no one|wenn|falls|vielleicht|würde|wäre|hätte|"
     r"peut-être|quizás|tal vez|ojalá)\b"
     r"|\bdo not think\b|\bsi (?:je|j'|yo)\b",
     re.IGNORECASE,
 )
-_OF_JOKES: Final = frozenset("lol lmao rofl jk k kidding joking joke sarcasm s sure right great if".split())  # noqa: SIM905
+_OF_JOKES: Final = frozenset(
+    """lol lmao rofl jk k kidding joking joke sarcasm s sure right great if joy wonderful brilliant lovely fantastic
+    perfect terrific wow not clearly obviously naturally""".split()  # noqa: SIM905 (a table of words)
+)
 _OF_PLAY: Final = frozenset(
     """play act now suppose supposing assume assuming say example instance g if song film movie book story novel
     character upon stell imaginons supongamos""".split()  # noqa: SIM905 (a table of words)
@@ -99,9 +104,9 @@ _OF_PLAY: Final = frozenset(
 """A word of each alternative of `_JOKES` and `_PLAY`, but for what only begins like one and has no letters."""
 _BEGUN_IN_PLAY: Final = re.compile(r"haha|hehe|[😂🤣😜🙃😉😛]|roleplay|pretend|imagin|hypothetical")
 _OF_DOUBT: Final = frozenset(
-    """if unless whether case maybe perhaps possibly probably might could would should wish wonder hope sure doubt think
-    thinking feel though basically practically true said told nobody one wenn falls vielleicht würde wäre hätte peut
-    quizás tal ojalá si""".split()  # noqa: SIM905 (a table of words)
+    """if unless whether case maybe perhaps possibly probably apparently supposedly allegedly might could would should
+    wish wonder hope sure doubt think thinking feel though basically practically true said told nobody one wenn falls
+    vielleicht würde wäre hätte peut quizás tal ojalá si""".split()  # noqa: SIM905 (a table of words)
 )
 """A word of each alternative of `_DOUBTFUL`."""
 _LEAD = re.compile(
@@ -113,7 +118,7 @@ _LEAD = re.compile(
     r"though|although|while|"
     r"i think|i guess|i believe|of course|"
     r"(?P<correction>actually|correction|in fact|i changed my mind|i have changed my mind|i misspoke|"
-    r"scratch that|wait)|turns out|it turns out|"
+    r"scratch that|wait|wrong|that is wrong|that was wrong)|turns out|it turns out|"
     r"turns out that|i meant(?= i\b| my\b))(?P<colon>[,:!. –-]+)",
     re.IGNORECASE,
 )

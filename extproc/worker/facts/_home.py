@@ -8,7 +8,7 @@ from typing import Final
 
 from extproc.memory.model import Category
 from extproc.worker.facts._telling import Fact, Said, row, told, value_of
-from extproc.worker.facts._words import BE, MONTH, SOFTWARE, V
+from extproc.worker.facts._words import BE, MONTH, NUMBER_WORDS, SOFTWARE, V
 
 __all__ = ["HOME", "IS_SOFTWARE", "ORIGIN", "since"]
 
@@ -16,6 +16,8 @@ IS_SOFTWARE: Final = re.compile(SOFTWARE)
 _NO_PLACE = re.compile(
     r"(?:the (?:office|past|future|moment|moon|sea)|fear|hope|denial|my|your|our|this|that|an?)\b", re.IGNORECASE
 )
+_AGO = re.compile(rf"\s+(?:an?|\d+|a (?:couple|few)(?: of)?|some|several|{NUMBER_WORDS}) (?:day|week|month|year)s?$")
+"""What `ago` leaves behind."""
 _SINCE = re.compile(
     rf"\b(?:(?:in|since|on) (?:\w+ ){{0,2}}?(?:\d{{4}}|{MONTH})(?: \d{{4}})?|last \w+|yesterday|today|"
     r"\w+ (?:days?|weeks?|months?|years?) ago)\b",
@@ -39,7 +41,7 @@ def _home(match: re.Match[str], said: Said) -> Iterator[Fact]:
 
 
 def _moved(match: re.Match[str], said: Said) -> Iterator[Fact]:
-    value = re.sub(r"\s+(?:with|for|on|as|and|in)\b.*", "", value_of(match)[0])
+    value = re.sub(r"\s+(?:with|for|on|as|and|in)\b.*", "", _AGO.sub("", value_of(match)[0]))
     if said.polarity < 0 or not value[:1].isupper() or IS_SOFTWARE.search(value):
         return
     source = match["source"]

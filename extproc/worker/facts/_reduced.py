@@ -17,7 +17,7 @@ _NEGATION = re.compile(
     r"|(?P<past>used to (?!it\b|be able))|(?P<did>(?:did|was|were|have|has|had|will) not ))",
     re.IGNORECASE,
 )
-_ANY_MORE = re.compile(r" any ?(?:more|longer)$| after all$", re.IGNORECASE)
+_ANY_MORE = re.compile(r" any ?(?:more|longer)(?: by the way)?$| after all$", re.IGNORECASE)
 _ADVERBS = re.compile(
     r"(?:(?P<now>now)|just|currently|also|still|mostly|mainly|originally|actually|recently|really|already|"
     r"usually(?= live)|both|all|only(?= use)) ",

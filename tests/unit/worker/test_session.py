@@ -102,6 +102,27 @@ def test_a_turns_memories_are_there_when_its_text_is_gone(talk: Talk) -> None:
     assert (talk.extracted(), talk.texts()) == (1, 0)
 
 
+def test_a_turns_memories_are_the_same_and_in_one_order_whenever_it_is_extracted(
+    talk: Talk, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    said = "I moved to Lisbon in March and I'm allergic to peanuts"
+    again = Talk(tmp_path_factory.mktemp("again"))
+    shown = []
+    for one in (talk, again):
+        one.tell(said)
+        one.extraction().run(ORG, one.session_id)
+        memories = sorted(one.memories(), key=lambda memory: memory.created_at)
+        shown.append([(memory.id, memory.content, memory.created_at) for memory in memories])
+    again.store.close()
+    again.database.close()
+    assert shown[0] == shown[1]
+    assert [content for _, content, _ in shown[0]] == [
+        "I moved to Lisbon in March (2026-03) and I'm allergic to peanuts",
+        "The user lives in Lisbon (moved in March (2026-03)).",
+        "The user is allergic to peanuts.",
+    ]
+
+
 def test_a_second_time_nothing_is_due(talk: Talk) -> None:
     talk.tell("I am allergic to peanuts.")
     talk.extraction().run(ORG, talk.session_id)
