@@ -152,6 +152,7 @@ def main() -> None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             (directory / "valkey").mkdir()
             valkey = stack.enter_context(valkey_side.valkey(directory / "valkey"))
+            valkey.execute("CONFIG", "SET", "appendfsync", "everysec")  # as `extproc up` has it
             run = Run(stack.enter_context(PLACES[database](valkey, directory)), given.sessions, given.turns)
             run.fill()
             clock_s, cpu_s = run.empty()
