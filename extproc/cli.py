@@ -98,6 +98,7 @@ def _mount_optional_commands() -> None:
     if find_spec("Stemmer") is not None and find_spec("numpy") is not None:
         from extproc.context.commands import app as memory
         from extproc.memory.embedding.commands import embedding_app
+        from extproc.turns import forget_commands  # noqa: F401 - `memory forget`
 
         app.add_typer(memory, name="memory")
         app.add_typer(embedding_app, name="embedding")

@@ -1,4 +1,7 @@
-"""`extproc memory …`: managing memories by hand. A running engine sees each change at once."""
+"""`extproc memory …`: managing memories by hand. A running engine sees each change at once.
+
+`search` is in `extproc.context.commands`, `forget` in `extproc.turns.forget_commands`: they need what lies above.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ __all__ = [
     "OrgOption",
     "UserOption",
     "app",
+    "fail",
     "open_indexer",
     "opened",
     "opened_database",
@@ -249,44 +253,6 @@ def history(
         since = f"{memory.valid_from or memory.created_at:%Y-%m-%d}"
         until = f"{memory.valid_until:%Y-%m-%d}" if memory.valid_until is not None else ""
         typer.echo(f"{memory.id}  {since} – {until:<10}  {memory.status:<11}  {printable(memory.content)}")
-
-
-@app.command()
-def forget(
-    org: OrgOption = "",
-    agent: AgentOption = "",
-    memory_id: Annotated[str, typer.Argument(help="the id that `list` shows")] = "",
-    user: UserOption = "",
-    everything: Annotated[
-        bool, typer.Option("--all", help="all memories of --user; without --user, all of the agent's own")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
-    data: DataOption = None,
-    as_json_: JsonOption = False,
-) -> None:
-    """Remove memories for good. Nothing of them stays in the store."""
-    from extproc.memory.model import InvalidValue, parse_uuid
-
-    namespace = whose(org, agent, user, data)
-    if bool(memory_id) == everything:
-        fail("say what to forget: either the id of a memory or --all")
-    owner = f"user {user}" if user else "the agent itself"
-    with opened(data, writes=True) as store:
-        if everything:
-            if not yes:
-                typer.confirm(f"Remove every memory of {owner} (agent {namespace.agent_id})?", abort=True, err=True)
-            removed = store.forget_all(namespace)
-        else:
-            try:
-                removed = int(store.forget(namespace, parse_uuid(memory_id, "the id")))
-            except InvalidValue as error:
-                fail(str(error))
-            if not removed:
-                fail(f"no memory {memory_id} of {owner}; `extproc memory list` shows what there is")
-    if as_json_:
-        typer.echo(json.dumps({"removed": removed}))
-    else:
-        typer.echo(f"{removed} {'memory' if removed == 1 else 'memories'} of {owner} removed")
 
 
 def fail(message: str) -> NoReturn:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     Float,
     ForeignKey,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HEAD",
     "POSTGRESQL_SCHEMA",
+    "SLOT_CHARS",
     "TURN",
     "Halfvec",
     "UtcDateTime",
@@ -55,6 +57,7 @@ __all__ = [
     "directive_versions",
     "directives",
     "failed_tasks",
+    "forgotten",
     "halfvec_from_wire",
     "halfvec_text",
     "memories",
@@ -69,7 +72,7 @@ __all__ = [
 ]
 
 POSTGRESQL_SCHEMA = "ibex_core"
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration: a database that says so needs no Alembic, whose import alone takes a quarter of a second."""
 
 
@@ -138,9 +141,13 @@ TURN = "CASE WHEN turn_index IS NULL THEN -1 ELSE turn_index END"
 """A memory's turn as indexes order it. Not COALESCE: row-level security takes that for a function that may tell, and
 keeps it away from indexes."""
 
+SLOT_CHARS = 200
+"""Of a slot that `memories.slot` holds."""
+
 metadata = MetaData()
 
-# On PostgreSQL: partitions by a hash of the organisation, key (org_id, id), and no `number` (docs/decisions/0020).
+# On PostgreSQL: partitions by a hash of the organisation, key (org_id, id), no `number`, and `slot` is stored
+# (docs/decisions/0020).
 memories = Table(
     "memories",
     metadata,
@@ -178,6 +185,8 @@ memories = Table(
     Column("embedding_dimension", Integer),
     # SQLite only: what `memory_terms` calls the memory.
     Column("number", Integer),
+    # The database's own, from `metadata`: the beginning of what a fact is about; null: it is none.
+    Column("slot", Text, Computed(f"substr(json_extract(metadata, '$.slot'), 1, {SLOT_CHARS})", persisted=False)),
 )
 Index("memories_by_revision", memories.c.org_id, memories.c.agent_id, memories.c.user_id, memories.c.revision)
 Index(
@@ -202,6 +211,13 @@ Index(
 )
 Index("memories_by_features", memories.c.org_id, memories.c.features_version)
 Index("memories_by_number", memories.c.number, unique=True)
+_IS_FACT = text("slot IS NOT NULL AND status = 'active'")
+Index(
+    "memories_by_slot",
+    *(memories.c[name] for name in ("org_id", "agent_id", "user_id", "slot")),
+    sqlite_where=_IS_FACT,
+    postgresql_where=_IS_FACT,
+)
 
 # SQLite only, PostgreSQL's is in `postgres`. Which memories hold a stem, as one number (`terms`). By blocks of memories
 # that were written one after the other, so that a write touches few pages.
@@ -318,6 +334,18 @@ failed_tasks = Table(
     Column("error", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("failed_at", UtcDateTime, nullable=False),
+)
+
+# Whose memories were all forgotten, and when: nothing is learnt any more of what they had said until then, wherever
+# it waited (docs/forget.md).
+forgotten = Table(
+    "forgotten",
+    metadata,
+    Column("org_id", _ID, primary_key=True),
+    Column("agent_id", _ID, primary_key=True),
+    # Empty: the agent's own.
+    Column("user_id", String(128), primary_key=True),
+    Column("said_until", UtcDateTime, nullable=False),
 )
 
 # When the sweeper last ran, anywhere: one row a name, of no organisation.

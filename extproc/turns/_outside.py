@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from extproc.turns._tables import (
     transaction,
 )
 
-__all__ = ["Contents", "SetAside", "look", "retry_set_aside", "set_aside_entries"]
+__all__ = ["Contents", "SetAside", "erase_texts", "look", "retry_set_aside", "set_aside_entries"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,28 @@ def retry_set_aside(path: Path, consumer: Consumer | None, ids: Sequence[int]) -
         moved = db.execute(brought_back, [time.time(), *values]).rowcount
         db.execute(f"DELETE FROM set_aside {where}", values)  # noqa: S608 - ours
     return moved
+
+
+def erase_texts(path: Path, is_chosen: Callable[[bytes], bool]) -> int:
+    """Erase the texts of the turns that `is_chosen` picks by their bytes; returns how many. Raises as `look`.
+
+    Safe while the owner runs, as `retry_set_aside` is: the turns stay, and are delivered without text. One that the
+    owner is delivering at this moment has left with it.
+    """
+    with _outside(path, "rw") as db:
+        rows = db.execute("SELECT seq, turn FROM entries WHERE text IS NOT NULL")
+        chosen = [(seq,) for seq, turn in rows if is_chosen(turn)]
+        if not chosen:
+            return 0
+        with transaction(db):
+            erased = db.executemany(
+                "UPDATE entries SET text = NULL WHERE seq = ? AND text IS NOT NULL", chosen
+            ).rowcount
+            # The owner counts anew when the last number is not the one that it gave.
+            db.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'entries'")
+        with suppress(sqlite3.Error):  # else with the owner's next look after its log
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return erased
 
 
 @contextmanager

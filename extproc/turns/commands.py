@@ -21,10 +21,12 @@ from extproc.settings import OutboxSettings, SettingsError, load
 from extproc.turns._outside import Contents, SetAside, look, retry_set_aside, set_aside_entries
 from extproc.turns._slot import is_held, outbox_files
 from extproc.turns._tables import Consumer, FileTrouble, FileUnusable
+from extproc.turns.forget_commands import forget_in_outboxes
 
 __all__ = ["app"]
 
 app = typer.Typer(help="What waits for database, queue and trace table, and what was set aside.")
+app.command("forget")(forget_in_outboxes)
 
 StateOption = Annotated[
     Path | None, typer.Option("--state", help="directory of the outboxes; else IBEX_STATE_DIR", metavar="DIR")

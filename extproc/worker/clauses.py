@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from extproc.worker.extract import USER
-from extproc.worker.prose import QUOTE_MARK, is_question, without_quotations
+from extproc.worker.prose import QUOTE_MARK, is_question, without_quotations, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,8 @@ _CONTRACTED: Final = re.compile(
     r"|(i|we|you|they|he|she|it)'ll|(name|that|it|he|she|what|who|here|there)'s)\b(?!')",
     re.IGNORECASE,
 )
+_BARE: Final = frozenset({"cant", "wont", "im"})
+"""What is contracted without an apostrophe."""
 _EXPANDED: Final = (
     "cannot",
     "will not",
@@ -61,7 +63,9 @@ _EXPANDED: Final = (
 
 _JOKES = re.compile(
     r"\b(?:lol|lmao|rofl|haha\w*|hehe\w*|jk|j/k|just kidding|kidding|joking|as a joke|sarcasm)\b"
-    r"|(?:^|\s)/s\b|[😂🤣😜🙃😉😛]|\b(?:oh sure|yeah right|oh great|oh, great|as if)\b",
+    r"|(?:^|\s)/s\b|[😂🤣😜🙃😉😛]|\b(?:oh sure|yeah right|oh great|oh, great|as if)\b"
+    r"|\bsure,? because\b|\boh,? (?:joy|wonderful|brilliant|lovely|fantastic|perfect)\b|[.!…] not[.!]*$"
+    r"|(?:^|[.!?…\n] ?)(?:wow|brilliant|terrific|fantastic|wonderful)[,!]+ i\b|, (?:clearly|obviously|naturally)[.!]*$",
     re.IGNORECASE,
 )
 _PLAY = re.compile(
@@ -81,14 +85,30 @@ _TEXT_WORK = re.compile(
     re.IGNORECASE,
 )
 _DOUBTFUL = re.compile(
-    r"\b(?:if|unless|whether|in case|maybe|perhaps|possibly|probably|might|could|would(?! (?:rather|prefer|"
-    r"like (?:you|all|my|the|short|long)))"
+    r"\b(?:if|unless|whether|in case|maybe|perhaps|possibly|probably|apparently|supposedly|allegedly|might|could|"
+    r"would(?! (?:rather|prefer|like (?:you|all|my|the|short|long)))"
     r"|should|wish|wonder|hope|not sure|doubt|think about|thinking of|feel like|as though|basically|practically|"
     r"not true that|never said|said that|told me|nobody|no one|wenn|falls|vielleicht|würde|wäre|hätte|"
     r"peut-être|quizás|tal vez|ojalá)\b"
     r"|\bdo not think\b|\bsi (?:je|j'|yo)\b",
     re.IGNORECASE,
 )
+_OF_JOKES: Final = frozenset(
+    """lol lmao rofl jk k kidding joking joke sarcasm s sure right great if joy wonderful brilliant lovely fantastic
+    perfect terrific wow not clearly obviously naturally""".split()  # noqa: SIM905 (a table of words)
+)
+_OF_PLAY: Final = frozenset(
+    """play act now suppose supposing assume assuming say example instance g if song film movie book story novel
+    character upon stell imaginons supongamos""".split()  # noqa: SIM905 (a table of words)
+)
+"""A word of each alternative of `_JOKES` and `_PLAY`, but for what only begins like one and has no letters."""
+_BEGUN_IN_PLAY: Final = re.compile(r"haha|hehe|[😂🤣😜🙃😉😛]|roleplay|pretend|imagin|hypothetical")
+_OF_DOUBT: Final = frozenset(
+    """if unless whether case maybe perhaps possibly probably apparently supposedly allegedly might could would should
+    wish wonder hope sure doubt think thinking feel though basically practically true said told nobody one wenn falls
+    vielleicht würde wäre hätte peut quizás tal ojalá si""".split()  # noqa: SIM905 (a table of words)
+)
+"""A word of each alternative of `_DOUBTFUL`."""
 _LEAD = re.compile(
     r"(?P<word>well|oh|also|so|and|but|fyi|hi|hello|hey|hi there|hello there|thanks|thank you|sorry|okay|"
     r"ok|yes|yeah|no|note|note that|just so you know|"
@@ -98,7 +118,7 @@ _LEAD = re.compile(
     r"though|although|while|"
     r"i think|i guess|i believe|of course|"
     r"(?P<correction>actually|correction|in fact|i changed my mind|i have changed my mind|i misspoke|"
-    r"scratch that|wait)|turns out|it turns out|"
+    r"scratch that|wait|wrong|that is wrong|that was wrong)|turns out|it turns out|"
     r"turns out that|i meant(?= i\b| my\b))(?P<colon>[,:!. –-]+)",
     re.IGNORECASE,
 )
@@ -153,7 +173,9 @@ class Clause:
 
 def is_in_earnest(text: str) -> bool:
     """Whether the turn speaks for itself: no joke, no play, no text that is to be worked on."""
-    return not (_JOKES.search(text) or _PLAY.search(text))
+    words = words_of(text)
+    may_be = not (_OF_JOKES.isdisjoint(words) and _OF_PLAY.isdisjoint(words)) or _BEGUN_IN_PLAY.search(text.lower())
+    return not (may_be and (_JOKES.search(text) or _PLAY.search(text)))
 
 
 def is_text_work(sentence: str) -> bool:
@@ -162,7 +184,8 @@ def is_text_work(sentence: str) -> bool:
 
 
 def spelled_out(text: str) -> str:
-    return _CONTRACTED.sub(_expand, text.replace("’", "'"))
+    text = text.replace("’", "'")
+    return _CONTRACTED.sub(_expand, text) if "'" in text or not _BARE.isdisjoint(words_of(text)) else text
 
 
 def _expand(match: re.Match[str]) -> str:
@@ -197,13 +220,16 @@ def ends_own_words(sentence: str) -> bool:
 
 def _stated(text: str) -> Iterator[Clause]:
     text, is_correction, after_greeting = _without_leads(text.strip())
-    text = _COLON.split(text, maxsplit=1)[0].rstrip(" .!…。)")
+    if ":" in text:
+        text = _COLON.split(text, maxsplit=1)[0]
+    text = text.rstrip(" .!…。)")
+    may_doubt = not _OF_DOUBT.isdisjoint(words_of(text))
     if match := re.match(r"(?:since|because|as) (?=i |we |an? |the )", text, re.IGNORECASE):
         text = text[match.end() :]
     for part in _BREAK.split(text, maxsplit=_MOST_CLAUSES):
         part, corrects, greeted = _without_leads(part.strip())  # noqa: PLW2901
         is_correction |= corrects
-        if QUOTE_MARK in part or _DOUBTFUL.search(part):
+        if QUOTE_MARK in part or (may_doubt and _DOUBTFUL.search(part)):
             if re.search(r"\b(?:if|unless|whether|in case|would|wenn|falls)\b", part, re.IGNORECASE):
                 return  # the main clause beside a condition is as uncertain
             continue
@@ -245,5 +271,5 @@ def _with_subject(text: str, *, is_correction: bool, after_greeting: bool) -> It
         yield Clause(USER, text, "", is_correction)
         return
     for said in _SHARED_SUBJECT.split(clause.said, maxsplit=_MOST_CLAUSES):
-        head, comma, tail = said.strip().partition(",")
-        yield replace(clause, said=head if comma else said.strip(), tail=tail.strip())
+        head, _, tail = said.strip().partition(",")
+        yield replace(clause, said=head, tail=tail.strip())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DateMention", "annotated", "find_dates", "first_date"]
+__all__ = ["DateMention", "annotated", "find_dates", "first_date", "may_name_date"]
 
 _MOST_CHARACTERS = 20_000
 """That are read; no memory is longer."""
@@ -172,6 +172,8 @@ def find_dates(text: str, said: date, *, is_past: bool | None = None) -> list[Da
 
 def _candidates(text: str) -> Iterator[re.Match[str]]:
     """Matches of the pattern that do not overlap, tried only around words that a date has."""
+    if not may_name_date(text):
+        return
     starts: deque[int] = deque(maxlen=4)
     done = 0
     for word in _WORD.finditer(text, 0, _MOST_CHARACTERS):
@@ -185,6 +187,11 @@ def _candidates(text: str) -> Iterator[re.Match[str]]:
                 done = match.end()
                 yield match
                 break
+
+
+def may_name_date(text: str) -> bool:
+    """False: neither the text nor any part of it names one."""
+    return not _TRIGGERS.isdisjoint(_WORD.findall(text.lower())) or _YEAR.search(text) is not None
 
 
 def first_date(text: str, said: date, *, is_past: bool | None = None) -> DateMention | None:
@@ -203,14 +210,26 @@ def annotated(text: str, said: date, *, is_past: bool | None = None) -> str:
 
 
 _PAST = re.compile(
-    r"\b(?:was|were|had|did|went|moved|started|joined|left|quit|bought|got|switched|changed|broke|lost|met|since|"
-    r"\w{2,20}ed|been|habe|hatte|war)\b",
+    r"\b(?:was|were|had|did|went|left|quit|bought|got|broke|lost|met|since|came|took|saw|made|gave|began|fell|found|told|"
+    r"said|sent|spent|grew|ran|flew|drove|wrote|won|became|held|kept|felt|thought|paid|sold|stood|taught|woke|wore|ate|"
+    r"slept|built|caught|chose|slid|swam|rode|spoke|stole|threw|\w{2,20}ed|been|habe|hatte|war)\b",
     re.IGNORECASE,
 )
 
 
+_TO_COME = re.compile(
+    r"\b(?:will|shall|going to|(?:am|is|are|be|'m|'re|'s) (?:\w+ )?(?:\w+ing|\w+ed)|getting|being)\b(?: \w+ed\b)?",
+    re.IGNORECASE,
+)
+"""With the participle that it governs: `are getting married`, `is planned`."""
+_SENTENCE_END = re.compile(r"[.!?]\s|\n")
+
+
 def _reads_past(before: str) -> bool:
-    return _PAST.search(before) is not None
+    """By the last verb of the same sentence that says when."""
+    words = _SENTENCE_END.split(before.replace("’", "'"))[-1]
+    past = max((match.end() for match in _PAST.finditer(words)), default=0)
+    return past > max((match.end() for match in _TO_COME.finditer(words)), default=0)
 
 
 def _resolve(match: re.Match[str], said: date, is_past: bool) -> tuple[date, date] | None:  # noqa: FBT001
@@ -278,9 +297,11 @@ def _of_year(day: int, month: int, year: str | None, said: date, is_past: bool) 
 
 
 def _month(which: str, month: int, year: str | None, said: date, is_past: bool) -> tuple[date, date]:  # noqa: FBT001
+    if which == "until" and is_past and not year:
+        raise ValueError("`lived there until March` is over, and `was told to wait until March` is not")
     if year:
         chosen = int(year)
-    elif which in {"last", "since", "seit", "desde", "depuis"} or (is_past and which not in {"next", "until", "this"}):
+    elif which in {"last", "since", "seit", "desde", "depuis"} or (is_past and which not in {"next", "this"}):
         chosen = said.year if month < said.month or (which != "last" and month == said.month) else said.year - 1
     elif which == "this":
         chosen = said.year

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import assert_never
 
 from extproc.memory.model import InvalidValue, Memory, Namespace, Source, Status, new_memory
@@ -31,11 +32,16 @@ def make_plan(
     now: datetime,
     metadata: Mapping[str, object] | None = None,
 ) -> Plan:
-    """`known`: by id, all that was given to `consolidate`. `metadata`: further entries of each new row."""
+    """`known`: by id, all that was given to `consolidate`. `metadata`: further entries of each new row.
+
+    Memories of one turn are a microsecond apart, in their order: by their time alone they are shown as they were said,
+    where their ids have none.
+    """
     rows = dict(known)
     new: dict[str, None] = {}
     touched: dict[str, None] = {}
     unwritable = 0
+    made: Counter[int] = Counter()
 
     def put(memory: Memory) -> None:
         rows[memory.id] = memory
@@ -51,11 +57,14 @@ def make_plan(
                     said = {**rows[into].metadata, "said_at": seen_at.isoformat()}
                     put(replace(rows[into], confidence=confidence, metadata=said))
             case Add(candidate) | Supersede(candidate):
+                turn = candidate.extracted.turn_index
                 try:
                     memory = _memory(candidate, namespace, session_id, now, metadata or {})
                 except InvalidValue:
                     unwritable += 1
                     continue
+                memory = replace(memory, created_at=memory.created_at + timedelta(microseconds=made[turn]))
+                made[turn] += 1
                 new[memory.id] = None
                 put(_past(memory, decision) if isinstance(decision, Add) else memory)
                 if isinstance(decision, Supersede):

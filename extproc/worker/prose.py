@@ -22,6 +22,7 @@ __all__ = [
     "pieces",
     "sentences",
     "without_quotations",
+    "words_of",
 ]
 
 MOST_CHARACTERS = 64 * 1024
@@ -78,6 +79,8 @@ _PLEASANT: Final = frozenset(
 )
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _LETTER = re.compile(r"[^\W\d_]")
+_RUN = re.compile(r"\w+")
+_QUOTES: Final = re.compile("[\"'“„«`]")
 _MOST_PLEASANT_WORDS = 8
 
 
@@ -106,8 +109,13 @@ def own_words(text: str) -> str:
     return "\n".join(kept)
 
 
+def words_of(text: str) -> frozenset[str]:
+    """In lower case. A search for many words costs ten times as much as to see that none of them is here."""
+    return frozenset(_RUN.findall(text.lower()))
+
+
 def without_quotations(text: str) -> str:
-    return _QUOTED.sub(QUOTE_MARK, text)
+    return _QUOTED.sub(QUOTE_MARK, text) if _QUOTES.search(text) else text
 
 
 def sentences(prose: str) -> list[str]:
@@ -134,12 +142,18 @@ def is_question(sentence: str) -> bool:
 
 def is_pleasantry(sentence: str) -> bool:
     """A greeting, thanks, an acknowledgement, or no words at all: nothing to remember."""
-    words = [word[0].lower().replace("’", "'") for word in _WORD.finditer(sentence[:200])]
-    return len(words) <= _MOST_PLEASANT_WORDS and _PLEASANT.issuperset(words)
+    for number, word in enumerate(_WORD.finditer(sentence, 0, 200), start=1):
+        if number > _MOST_PLEASANT_WORDS or word[0].lower().replace("’", "'") not in _PLEASANT:
+            return False
+    return True
 
 
 def pieces(parts: list[str]) -> Iterator[str]:
     """The sentences, joined in order to texts of about PIECE_TOKENS each; a longer sentence is cut between words."""
+    if sum(map(len, parts)) <= PIECE_TOKENS and all(map(str.isascii, parts)):  # no token is shorter than a letter
+        if parts:
+            yield " ".join(parts)
+        return
     piece: list[str] = []
     size = 0
     for sentence in parts:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from extproc.memory.model import Category
 from extproc.worker.clauses import clauses, ends_own_words, gives_reason, is_in_earnest, is_text_work
-from extproc.worker.dates import DateMention, annotated, find_dates
+from extproc.worker.dates import DateMention, annotated, find_dates, may_name_date
 from extproc.worker.extract import FACT_CONFIDENCE, MOST_PER_TURN, Accounting, Extracted, Extraction, Turn
 from extproc.worker.facts import Fact, find_facts
 from extproc.worker.prose import MOST_CHARACTERS, is_pleasantry, is_question, own_words, pieces, sentences
-from extproc.worker.secrets import ALWAYS, redact
+from extproc.worker.secrets import ALWAYS, is_empty, may_hold_secret, redact
 from extproc.worker.slots import kind_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class RuleExtractor:
             # One text is one memory: `Bob likes mushrooms.` is kept as the fact, which can be superseded.
             episodes = [episode for episode in _episodes(turn, said) if episode.content not in told]
             memories += [*episodes, *_of_the_answer(turn, following), *facts]
-        return without_secrets(memories, turns, self.redacted)
+        return without_secrets(memories, turns, self.redacted, are_own_words=True)
 
 
 def extract_episodes(turns: Sequence[Turn], redacted: frozenset[Kind] = ALWAYS) -> Extraction:
@@ -87,20 +87,33 @@ def extract_episodes(turns: Sequence[Turn], redacted: frozenset[Kind] = ALWAYS) 
     memories: list[Extracted] = []
     for turn, following in zip_longest(turns, turns[1:]):
         memories += [*_episodes(turn, sentences(own_words(turn.user_text))), *_of_the_answer(turn, following)]
-    return without_secrets(memories, turns, redacted)
+    return without_secrets(memories, turns, redacted, are_own_words=True)
 
 
-def without_secrets(memories: Iterable[Extracted], turns: Sequence[Turn], kinds: frozenset[Kind]) -> Extraction:
-    """The last step of every extractor: what may be written, and the count of what was taken out."""
+def without_secrets(
+    memories: Iterable[Extracted], turns: Sequence[Turn], kinds: frozenset[Kind], *, are_own_words: bool = False
+) -> Extraction:
+    """The last step of every extractor: what may be written, and the count of what was taken out.
+
+    `are_own_words`: the memories are made of words of their turns alone, so that one without a secret has none either.
+    """
     clean = []
     redactions = 0
+    suspect = {turn.index for turn in turns if not are_own_words or _may_hold_secret(turn)}
     for memory in memories:
-        kept, places = _cleaned(memory, kinds)
-        redactions += places
+        if memory.turn_index in suspect:
+            kept, places = _cleaned(memory, kinds)
+            redactions += places
+        else:
+            kept = None if is_empty(memory.content) else memory
         if kept is not None:
             clean.append(kept)
     cut = sum(len(turn.user_text) > MOST_CHARACTERS for turn in turns)
     return Extraction(clean, Accounting(turns=len(turns), redacted=redactions, cut_turns=cut))
+
+
+def _may_hold_secret(turn: Turn) -> bool:
+    return may_hold_secret(turn.user_text) or may_hold_secret(turn.assistant_text)
 
 
 def _cleaned(memory: Extracted, kinds: frozenset[Kind]) -> tuple[Extracted | None, int]:
@@ -195,10 +208,11 @@ def _as_extracted(fact: Fact, sentence: str, turn: Turn) -> Extracted:
     said = turn.at.date()
     kind = kind_of(fact.slot)
     is_past = None if kind in _FUTURE else True if kind in _LASTING else None
-    is_yearly = kind == "birthday"
-    mention = None if is_yearly else _date_of(fact, sentence, said, is_past=is_past)
+    # A birthday is of every year.
+    has_date = kind != "birthday" and may_name_date(sentence)
+    mention = _date_of(fact, sentence, said, is_past=is_past) if has_date else None
     metadata: dict[str, object] = {"speaker": "user"}
-    statement = fact.statement if is_yearly else annotated(fact.statement, said, is_past=is_past)
+    statement = annotated(fact.statement, said, is_past=is_past) if has_date else fact.statement
     valid_from = valid_until = None
     if mention is not None:
         metadata["date"] = mention.iso
@@ -215,7 +229,7 @@ def _as_extracted(fact: Fact, sentence: str, turn: Turn) -> Extracted:
         quote=sentence,
         subject=fact.subject,
         slot=fact.slot,
-        value=fact.value if is_yearly else annotated(fact.value, said, is_past=is_past),
+        value=annotated(fact.value, said, is_past=is_past) if has_date else fact.value,
         polarity=fact.polarity,
         is_correction=fact.is_correction,
         valid_from=valid_from,

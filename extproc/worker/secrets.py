@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["ALWAYS", "PII", "Kind", "Redacted", "Secret", "find_secrets", "redact"]
+__all__ = ["ALWAYS", "PII", "Kind", "Redacted", "Secret", "find_secrets", "is_empty", "may_hold_secret", "redact"]
 
 SECRET_TEXT_LIMIT = 256 * 1024
 """Characters that are looked at; a longer text is cut by `redact`, as nobody can say what the rest holds."""
@@ -55,13 +55,19 @@ class Redacted:
     @property
     def is_empty(self) -> bool:
         """Whether nothing worth storing is left beside what was taken out."""
-        return not re.search(r"[^\W\d_]{2}", _MARK.sub("", self.text))
+        return is_empty(_MARK.sub("", self.text))
 
 
+_TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
 _MARK = re.compile(r"\[redacted: [^\]]{1,30}\]")
 _KEYWORD = (
     r"pass(?:word|code|phrase|wd)?|pwd|passwort|mot de passe|contraseña|pin(?: code)?|secret|api[ _-]?key|token|cvv|cvc"
 )
+
+
+def is_empty(text: str) -> bool:
+    """Whether it has no word of two letters."""
+    return _TWO_LETTERS.search(text) is None
 
 
 def _rule(pattern: str, kind: Kind, hint: str, check: Callable[[str], bool] | None = None) -> _Rule:
@@ -151,9 +157,9 @@ _ANY_WORD: Final = (
 def find_secrets(text: str, kinds: frozenset[Kind] = ALWAYS) -> list[Secret]:
     """Places that do not overlap, in order. Only the first 256 Ki characters are searched."""
     text = text[:SECRET_TEXT_LIMIT]
-    lowered = text.lower()
-    if not _ANY_SIGN.search(text) and not any(word in lowered for word in _ANY_WORD):
+    if not may_hold_secret(text):
         return []
+    lowered = text.lower()
     found = sorted(
         (secret for rule in _RULES if rule.kind in kinds and rule.hint in lowered for secret in _matches(rule, text)),
         key=lambda secret: (secret.start, -secret.end),
@@ -165,6 +171,12 @@ def find_secrets(text: str, kinds: frozenset[Kind] = ALWAYS) -> list[Secret]:
             secret = Secret(first.start, max(first.end, secret.end), first.kind)  # noqa: PLW2901
         kept.append(secret)
     return kept
+
+
+def may_hold_secret(text: str) -> bool:
+    """False: neither the text nor any part of it holds one. A tenth of a search."""
+    lowered = text.lower()
+    return _ANY_SIGN.search(text) is not None or any(word in lowered for word in _ANY_WORD)
 
 
 def redact(text: str, kinds: frozenset[Kind] = ALWAYS) -> Redacted:

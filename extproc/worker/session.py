@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,6 +18,7 @@ from sqlalchemy import Connection, and_, delete, select, update
 
 from extproc import names
 from extproc.memory.database import Database, act_for
+from extproc.memory.forgetting import forgotten_until
 from extproc.memory.model import Memory, Namespace, Status, content_hash
 from extproc.memory.schema import checkpoints, sessions, turns
 from extproc.memory.text import stems
@@ -83,6 +84,8 @@ class _Due:
     end: int
     """Turns that are, once these are written: what has no text is passed over."""
     turns: list[Turn]
+    forgotten_until: datetime | None
+    """What was said up to then is not among the turns."""
 
 
 class SessionExtraction:
@@ -181,13 +184,16 @@ class SessionExtraction:
     def _write(
         self, rows: Rows, due: _Due, candidates: list[Candidate], near: set[str], marks: Mapping[str, object]
     ) -> Plan | None:
-        """In the transaction. None: somebody else has extracted these turns."""
+        """In the transaction. None: somebody else has extracted these turns, or their owner was forgotten meanwhile."""
+        if candidates:
+            rows.lock(due.namespace)
+            if forgotten_until(rows.connection, due.namespace) != due.forgotten_until:
+                return None
         if not _claim(rows.connection, due):
             return None
         now = datetime.now(UTC)
         plan = Plan([], [])
         if candidates:
-            rows.lock(due.namespace)
             plan = self._plan(rows, due, candidates, near, marks, now)
             rows.revise(due.namespace, plan.revised, now)
             rows.add_many(plan.new)
@@ -233,7 +239,7 @@ def _due(connection: Connection, org_id: str, session_id: str, most: int) -> _Du
     if session is None:
         return None
     texts = (
-        select(t.turn_index, t.user_text, t.assistant_text, c.created_at)
+        select(t.turn_index, t.user_text, t.assistant_text, c.created_at, c.latency_ms)
         .join(checkpoints, and_(c.session_id == t.session_id, c.turn_index == t.turn_index))
         .where(
             *(t.org_id == org_id, c.org_id == org_id, t.session_id == session_id),
@@ -242,10 +248,17 @@ def _due(connection: Connection, org_id: str, session_id: str, most: int) -> _Du
         .order_by(t.turn_index)
         .limit(most)
     )
-    its = [Turn(session_id, *row) for row in connection.execute(texts)]
-    end = its[-1].index + 1 if len(its) == most else session.turn_count
+    rows = connection.execute(texts).all()
+    end = rows[-1].turn_index + 1 if len(rows) == most else session.turn_count
     namespace = Namespace(org_id, session.agent_id, session.user_id)
-    return _Due(namespace, session_id, session.extracted_turns, end, its)
+    until = forgotten_until(connection, namespace)
+    # A turn is stored when its answer ends, and was said when its request came.
+    its = [
+        Turn(session_id, *row[:4])
+        for row in rows
+        if until is None or row.created_at - timedelta(milliseconds=row.latency_ms) > until
+    ]
+    return _Due(namespace, session_id, session.extracted_turns, end, its, until)
 
 
 def _claim(connection: Connection, due: _Due) -> bool:

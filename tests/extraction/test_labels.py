@@ -17,10 +17,14 @@ NOTHING_TO_LEARN = {
     "quote",
     "joke",
     "code",
+    "code_comment",
     "smalltalk",
     "task",
     "other_language",
     "secret",
+    "sarcasm",
+    "reported",
+    "reminder",
 }
 
 

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 TENANT_TABLES = {
-    *("sessions", "checkpoints", "turns", "failed_tasks"),
+    *("sessions", "checkpoints", "turns", "failed_tasks", "forgotten"),
     *("agents", "api_tokens", "directives", "directive_versions"),
 }
 

@@ -14,7 +14,7 @@ import pytest
 from extproc.turns.celery_message import encode_message
 from extproc.turns.sinks import ExtractionTask
 from tests.integration.turns import postgres_side
-from tests.integration.worker.worker_side import ORG, Place, eventually
+from tests.integration.worker.worker_side import AGENT, ORG, Place, eventually
 
 pytestmark = pytest.mark.timeout(240)  # workers start and die, on a machine that may be busy
 
@@ -101,6 +101,24 @@ def test_a_database_that_goes_away_in_the_middle_delays_and_loses_nothing(
     eventually(lambda: place.is_extracted(task), place.log)
     assert once(place.contents(), TEXTS)
     assert place.failed() == []
+
+
+def test_what_is_forgotten_while_it_is_extracted_or_queued_does_not_come_back(either: Place) -> None:
+    either.start(IBEX_WORKER_TURNS="1")
+    queued, task = either.tell(TEXTS[:3], "other talk"), either.tell(TEXTS)
+    either.queue.send([task])
+    eventually(lambda: either.session(task)[1] >= 3, either.log)
+    whose = ["--org", ORG, "--agent", AGENT, "--user", either.user, "--state", str(either.directory)]
+    said = json.loads(extproc(either, "memory", "forget", "--all", "--yes", *whose, "--json"))
+    assert said["removed"] > 0
+    assert said["turn_texts"] > 3  # of both sessions
+    either.queue.send([task, queued])
+    eventually(lambda: either.is_extracted(task) and either.is_extracted(queued) and either.waits() == 0, either.log)
+    assert either.contents() == Counter()
+    later = either.tell([TEXTS[0]])
+    either.queue.send([later])
+    eventually(lambda: either.is_extracted(later), either.log)
+    assert once(either.contents(), [TEXTS[0]])
 
 
 def test_messages_that_cannot_be_used_are_set_aside_and_the_next_is_done(either: Place) -> None:

@@ -66,10 +66,6 @@ def test_a_users_memories_are_the_users(shell: Shell) -> None:
         (["add", "x" * 10_001], "10,001 bytes"),
         (["list", "--user", "a\nb"], "--user"),
         (["list", "--limit", "10001"], "--limit"),
-        (["forget"], "either the id"),
-        (["forget", "x", "--all"], "either the id"),
-        (["forget", "x"], "is not a UUID"),
-        (["forget", str(uuid.uuid4())], "memory list"),
         (["import", "/no/such/file"], "cannot be read"),
         (["export", "/no/such/file"], "cannot be written"),
         (["export", "/"], "cannot be written"),
@@ -93,18 +89,6 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     result = Shell(tmp_path / "file" / "state").run("list")
     assert result.exit_code == 2
     assert "directory of the memory store" in result.stderr
-
-
-def test_forget_asks_and_leaves_the_others(shell: Shell) -> None:
-    for user in ([], ["--user", "u1"]):
-        shell.json("add", "likes tea", *user)
-    assert shell.run("forget", "--all", "--user", "u1", stdin="n\n").exit_code == 1
-    assert len(shell.json("list", "--user", "u1")) == 2
-    result = shell.run("forget", "--all", "--user", "u1", stdin="y\n")
-    assert "1 memory of user u1 removed" in result.stdout
-    (left,) = shell.json("list", "--user", "u1")
-    assert shell.json("forget", left["id"]) == {"removed": 1}
-    assert shell.json("forget", "--all", "--yes") == {"removed": 0}
 
 
 def test_a_memory_is_pinned_and_no_longer_pinned(shell: Shell) -> None:

@@ -6,13 +6,16 @@ Fixtures `store` and `other` are two stores on one database, as of two processes
 from __future__ import annotations
 
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection, event
 
 from extproc.memory.features import Features, Row
 from extproc.memory.model import Category, Memory, Namespace, Status
@@ -327,6 +330,58 @@ class TestThePast:
         store.add(replace(make("secret tea"), status=status))
         assert rows(store, agent, with_superseded=True) == {}
         assert store.candidates(agent, ["tea"], window("tea"), with_superseded=True) == []
+
+
+class TestKnown:
+    def test_they_are_found_by_hash_slot_and_id_in_exactly_one_partition(
+        self, store: MemoryStore, make: MakeMemory, agent: Namespace
+    ) -> None:
+        ana = Namespace(agent.org_id, agent.agent_id, "ana")
+        home = {"slot": "home", "value": "Lisbon"}
+        by_slot, by_hash, by_id = make("lives in Lisbon", ana, metadata=home), make("likes tea", ana), make("x", ana)
+        agents, past = make("lives in Bern", metadata=home), make("lived in Faro", ana, metadata=home)
+        others = [make("y", ana, metadata={"slot": "age"}), make("z", ana, metadata={"slot": None}), agents]
+        store.add_many([by_slot, by_hash, by_id, *others, replace(past, status=Status.SUPERSEDED)])
+        asked = ([by_hash.content_hash], ["home"], [by_id.id, by_slot.id])
+        found = store.transact(agent.org_id, lambda rows: rows.known(ana, *asked))
+        assert found == sorted([by_slot, by_hash, by_id], key=lambda memory: memory.id)
+        assert store.transact(agent.org_id, lambda rows: rows.known(agent, [], ["home"], [])) == [agents]
+        assert store.transact(agent.org_id, lambda rows: rows.known(ana, [], [], [])) == []
+
+    def test_a_slot_of_any_length_and_kind_can_be_stored_and_found(
+        self, store: MemoryStore, make: MakeMemory, agent: Namespace
+    ) -> None:
+        long = "attribute:" + "".join(str(uuid.uuid4()) for _ in range(300))  # longer than an index's entry may be
+        memories = [make(f"m{n}", metadata={"slot": slot}) for n, slot in enumerate((long, 5, ["a"], {"b": 1}))]
+        store.add_many(memories)
+        assert store.transact(agent.org_id, lambda rows: rows.known(agent, [], [long], [])) == memories[:1]
+
+    def test_each_way_has_its_index(self, store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
+        """Also below row-level security, which lets few comparisons near an index."""
+        ana = Namespace(agent.org_id, agent.agent_id, "ana")
+        store.add_many([make(f"m{n}", ana, metadata={"slot": f"slot{n}"}) for n in range(400)])
+        asked = (["0" * 64], ["slot7", "slot8"], [str(uuid.uuid4())])
+        plan = store.transact(agent.org_id, lambda rows: explained(rows.connection, lambda: rows.known(ana, *asked)))
+        for column in ("content_hash", "slot", "id"):
+            assert re.search(rf"(?:Index Cond|USING INDEX).*\b{column}\b(?:\)::text)? ?=", plan), plan
+        assert "memories_by_slot" in plan or "_slot_idx" in plan, plan  # PostgreSQL names those of partitions itself
+
+
+def explained(connection: Connection, ask: Callable[[], object]) -> str:
+    """How the database goes about the one question that `ask` puts."""
+    said: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, values: Any, *_: object) -> None:
+        said.append((statement, values))
+
+    event.listen(connection, "before_cursor_execute", note)
+    ask()
+    event.remove(connection, "before_cursor_execute", note)
+    ((statement, values),) = said
+    is_sqlite = connection.dialect.name == "sqlite"
+    connection.exec_driver_sql("ANALYZE memories" if is_sqlite else "ANALYZE ibex_core.memories")
+    explain = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"
+    return "\n".join(str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {statement}", values))
 
 
 class TestCandidates:

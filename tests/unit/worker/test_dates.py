@@ -50,8 +50,50 @@ def test_words_become_days(text: str, iso: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "text", "iso"),
+    [
+        ("2026-01-05", "I moved in December", "2025-12"),
+        ("2026-01-05", "I will move in December", "2026-12"),
+        ("2025-12-30", "I'm moving in January", "2026-01"),
+        ("2025-12-30", "I moved in January", "2025-01"),
+        ("2026-01-01", "I joined on 31 December", "2025-12-31"),
+        ("2025-12-31", "I fly on 1 January", "2026-01-01"),
+        ("2025-12-31", "tomorrow", "2026-01-01"),
+        ("2026-01-02", "last week", "2025-12-22/2025-12-28"),
+        ("2025-12-15", "next month", "2026-01"),
+        ("2026-01-15", "since December", "2025-12"),
+        ("2024-02-29", "a year ago", "2023"),
+    ],
+)
+def test_at_the_turn_of_a_year(said: str, text: str, iso: str) -> None:
+    mention = first_date(text, date.fromisoformat(said))
+    assert mention is not None
+    assert mention.iso == iso
+
+
+@pytest.mark.parametrize(
+    ("text", "iso"),
+    [
+        ("We are getting married in May", "2027-05"),
+        ("The flight is booked for 3 June", "2027-06-03"),
+        ("The exam is planned on Friday", "2026-11-20"),
+        ("I moved to Rome. It starts in March", "2027-03"),
+        ("I moved out and will start in May", "2027-05"),
+        ("I will tell you where I moved in May", "2026-05"),
+        ("We got married in May", "2026-05"),
+        ("It was booked for 3 June", "2026-06-03"),
+    ],
+)
+def test_the_last_verb_of_the_sentence_says_the_direction(text: str, iso: str) -> None:
+    mention = first_date(text, WEDNESDAY)
+    assert mention is not None
+    assert mention.iso == iso
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "I lived there until March",
         "every Monday", "on Fridays", "31 June", "29 February 2027", "may I sit", "we march on", "version 2026.1",
         "at 3pm", "I may 5 times", "Guten Morgen", "por la mañana", "in a second", "", "99999999 days ago",
     ],

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from extproc.context.order import chronological
 from extproc.memory.model import Category, Memory, Namespace, Source, Status, new_memory
 from extproc.worker.consolidate import Add, Candidate, Decision, Merge, Noop, Supersede, memory_id
 from extproc.worker.extract import Extracted
@@ -33,6 +34,13 @@ def test_what_is_new_is_an_extracted_memory_of_its_turn() -> None:
     assert (memory.source, memory.session_id, memory.turn_index) == (Source.EXTRACTED, SESSION, 3)
     assert (memory.status, memory.user_id, memory.created_at) == (Status.ACTIVE, "ana", NOON)
     assert (memory.metadata["traceparent"], memory.metadata["said_at"]) == ("t", NOON.isoformat())
+
+
+def test_memories_of_one_turn_are_shown_in_the_order_in_which_they_were_said() -> None:
+    words = [f"It rains in town {number}." for number in range(20)]
+    plan = make_plan([Add(candidate(text, 3)) for text in words], {}, ANA, SESSION, NOON)
+    assert [memory.content for memory in chronological(sorted(plan.new, key=lambda memory: memory.id))] == words
+    assert {memory.metadata["said_at"] for memory in plan.new} == {NOON.isoformat()}
 
 
 def test_what_was_written_before_leaves_nothing_to_do() -> None:

@@ -55,6 +55,13 @@ def test_statements_are_in_the_third_person(said: str, statement: str, turn: Bui
     assert [fact.content for fact in facts(turn(said))] == [statement]
 
 
+@pytest.mark.parametrize("when", ["a year ago", "2 months ago", "last week", "a couple of weeks ago"])
+def test_when_somebody_moved_is_no_part_of_where(when: str, turn: Build) -> None:
+    (home,) = facts(turn(f"I moved to Porto {when}."))
+    assert home.value == "Porto"
+    assert home.valid_from is not None
+
+
 def test_a_correction_says_so_and_denies_the_old_value(turn: Build) -> None:
     new, old = facts(turn("Actually, I live in Porto, not Lisbon."))
     assert (new.value, new.polarity, new.is_correction) == ("Porto", 1, True)

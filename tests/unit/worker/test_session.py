@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from extproc.memory.database import Database
 from extproc.memory.embedding import StaticTable
 from extproc.memory.features import WindowIndexer
+from extproc.memory.forgetting import Forgotten, forget_owner
 from extproc.memory.model import Memory, Namespace, Status
 from extproc.memory.schema import sessions, turns
 from extproc.memory.sqlite import SqliteMemoryStore
@@ -51,17 +52,18 @@ class Talk:
         self.session_id = session_id(ORG, AGENT, "ana", "talk")
         self._said = 0
 
-    def tell(self, *texts: str, external_id: str = "talk", skips: bool = False) -> None:
-        DatabaseCheckpoints(self.database, 86_400).write([self._entry(text, external_id, skips) for text in texts])
+    def tell(self, *texts: str, external_id: str = "talk", skips: bool = False, took_ms: float = 0) -> None:
+        entries = [self._entry(text, external_id, skips, took_ms) for text in texts]
+        DatabaseCheckpoints(self.database, 86_400).write(entries)
 
-    def _entry(self, text: str, external_id: str, skips: bool) -> Entry:
+    def _entry(self, text: str, external_id: str, skips: bool, took_ms: float) -> Entry:
         self._said += 1
         request_id, at = f"request-{self._said}", NOON + timedelta(minutes=self._said)
         turn = Turn(
             request_id=request_id, org_id=ORG, agent_id=AGENT, user_id="ana", external_id=external_id,
             session_id=session_id(ORG, AGENT, "ana", external_id), checkpoint_id=checkpoint_id(ORG, request_id),
             end=End.COMPLETE, status_code=200, is_complete=True, messages_hash="0" * 64,
-            requested_at=at, completed_at=at, skip_extraction=skips,
+            requested_at=at, completed_at=at, total_ms=took_ms, skip_extraction=skips,
         )  # fmt: skip
         return Entry(self._said, turn, TurnText(text, "I see."))
 
@@ -98,6 +100,27 @@ def test_a_turns_memories_are_there_when_its_text_is_gone(talk: Talk) -> None:
         "The user is allergic to peanuts.",
     ]
     assert (talk.extracted(), talk.texts()) == (1, 0)
+
+
+def test_a_turns_memories_are_the_same_and_in_one_order_whenever_it_is_extracted(
+    talk: Talk, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    said = "I moved to Lisbon in March and I'm allergic to peanuts"
+    again = Talk(tmp_path_factory.mktemp("again"))
+    shown = []
+    for one in (talk, again):
+        one.tell(said)
+        one.extraction().run(ORG, one.session_id)
+        memories = sorted(one.memories(), key=lambda memory: memory.created_at)
+        shown.append([(memory.id, memory.content, memory.created_at) for memory in memories])
+    again.store.close()
+    again.database.close()
+    assert shown[0] == shown[1]
+    assert [content for _, content, _ in shown[0]] == [
+        "I moved to Lisbon in March (2026-03) and I'm allergic to peanuts",
+        "The user lives in Lisbon (moved in March (2026-03)).",
+        "The user is allergic to peanuts.",
+    ]
 
 
 def test_a_second_time_nothing_is_due(talk: Talk) -> None:
@@ -204,3 +227,50 @@ def test_what_is_forgotten_stays_forgotten_when_its_task_comes_again(talk: Talk)
         assert talk.store.forget(Namespace(ORG, AGENT, "ana"), memory.id)
     talk.extraction().run(ORG, talk.session_id)
     assert talk.memories() == []
+
+
+class TestAfterAUserWasForgotten:
+    ANA = Namespace(ORG, AGENT, "ana")
+    LATER = NOON + timedelta(days=1)
+
+    def test_what_was_not_extracted_yet_is_removed_and_counted(self, talk: Talk) -> None:
+        talk.tell("I am allergic to peanuts.")
+        talk.extraction().run(ORG, talk.session_id)
+        talk.tell("I live in Porto.", "I live in Faro.")
+        assert forget_owner(talk.store, self.ANA, self.LATER) == Forgotten(memories=2, turn_texts=2)
+        assert talk.texts() == 0
+        talk.extraction().run(ORG, talk.session_id)
+        assert (talk.memories(), talk.extracted()) == ([], 3)
+
+    def test_what_a_worker_holds_at_that_moment_is_not_written(self, talk: Talk) -> None:
+        talk.tell("I live in Porto.")
+        extractor = Watched(lambda: forget_owner(talk.store, self.ANA, self.LATER))
+        talk.extraction(extractor).run(ORG, talk.session_id)
+        assert (talk.memories(), talk.texts(), talk.extracted()) == ([], 0, 1)
+
+    def test_what_an_outbox_delivers_afterwards_is_passed_over_and_removed(self, talk: Talk) -> None:
+        forget_owner(talk.store, self.ANA, NOON + timedelta(minutes=2))
+        talk.tell("I live in Porto.", "I live in Faro.", "I live in Lisbon.")  # a minute apart
+        talk.extraction().run(ORG, talk.session_id)
+        assert {memory.turn_index for memory in talk.memories()} == {2}
+        assert (talk.texts(), talk.extracted()) == (0, 3)
+
+    def test_an_answer_that_was_still_coming_belongs_to_what_was_said_before(self, talk: Talk) -> None:
+        forget_owner(talk.store, self.ANA, NOON)
+        talk.tell("I live in Porto.", took_ms=120_000)
+        talk.extraction().run(ORG, talk.session_id)
+        assert talk.memories() == []
+
+    def test_an_earlier_mark_never_takes_the_place_of_a_later_one(self, talk: Talk) -> None:
+        for at in (self.LATER, NOON):
+            forget_owner(talk.store, self.ANA, at)
+        talk.tell("I live in Porto.")
+        talk.extraction().run(ORG, talk.session_id)
+        assert talk.memories() == []
+
+    def test_nobody_else_is_forgotten(self, talk: Talk) -> None:
+        talk.tell("I live in Porto.")
+        for other in (Namespace(ORG, AGENT), Namespace(ORG, AGENT, "ben"), Namespace(ORG, ORG, "ana")):
+            assert forget_owner(talk.store, other, self.LATER) == Forgotten(0, 0)
+        talk.extraction().run(ORG, talk.session_id)
+        assert len(talk.memories()) == 2
