@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from extproc.context.commands import app
-from extproc.memory import commands
+from extproc.memory import commands, lines
 
 ORG, AGENT = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 
@@ -237,7 +237,7 @@ def test_an_export_is_whole_or_leaves_the_file_as_it_was(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(commands, "as_json", fail)
+        broken.setattr(lines, "as_json", fail)
         result = shell.run("export", str(link))
     assert (result.exit_code, file.read_text()) == (2, "before")
     assert "No space left" in result.stderr
