@@ -336,7 +336,7 @@ async def _engine(settings: EngineSettings) -> None:
         raise SettingsError(f"IBEX_EMBEDDING={settings.embedding}: {error}") from None
     except StoreError as error:
         raise SettingsError(f"the memory store cannot be opened: {error}") from None
-    reindexing = Reindexing(store, lambda: open_indexer(choice.for_documents()))
+    reindexing = Reindexing(store, lambda: open_indexer(choice.for_documents()), service.is_busy)
 
     async def is_store_well() -> bool:
         try:

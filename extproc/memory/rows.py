@@ -293,9 +293,14 @@ class Rows:
         self, partition: Namespace, hashes: Iterable[str], slots: Iterable[str], ids: Iterable[str]
     ) -> list[Memory]:
         """Active memories of exactly this partition with one of these content hashes, `metadata.slot`s or ids."""
-        which = or_(_c.content_hash.in_(list(hashes)), _slot().in_(list(slots)), _c.id.in_(list(ids)))
-        query = select(*COLUMNS).where(owned(partition), _c.status == Status.ACTIVE, which).order_by(_c.id)
-        return [read_memory(row) for row in self._connection.execute(query)]
+        same = {*ids, *self._by_hash(partition, list(hashes)).values()}
+        slots = list(slots)
+        found: dict[str, Memory] = {}
+        # Each on its own: for any of several conditions a database reads all that is theirs.
+        for which in ([_c.id.in_(same)] if same else []) + ([_slot().in_(slots)] if slots else []):
+            query = select(*COLUMNS).where(owned(partition), _c.status == Status.ACTIVE, which)
+            found.update((memory.id, memory) for memory in map(read_memory, self._connection.execute(query)))
+        return [found[id_] for id_ in sorted(found)]
 
     def existing(self, org_id: str, memory_ids: Iterable[str]) -> frozenset[str]:
         """Those of the ids that are taken, whatever became of them."""
