@@ -175,12 +175,12 @@ def _sqlite(directory: Path) -> Iterator[Store]:
 @contextmanager
 def _postgres() -> Iterator[Store]:
     with postgres_side.server() as server, postgres_side.database(server) as database:
-        server.execute(sql.SQL("CREATE EXTENSION vector"), database=database.name)
+        server.execute(sql.SQL("CREATE EXTENSION vector").format(), database=database.name)
 
         def as_superuser(statement: str) -> int:
             with psycopg.connect(server.superuser_url, dbname=database.name, autocommit=True) as connection:
-                cursor = connection.execute(statement)  # type: ignore[arg-type]
-                return int(cursor.fetchone()[0]) if cursor.description else 0  # type: ignore[index]
+                cursor = connection.execute(statement)
+                return int((cursor.fetchone() or [0])[0]) if cursor.description else 0
 
         def size() -> int:
             there = as_superuser("SELECT count(*) FROM pg_class WHERE relname = 'memories'")
