@@ -214,14 +214,18 @@ def write_lines(file: Path, count: int, seed: int = 1) -> None:
 
 
 def _lines(count: int, chance: random.Random) -> Iterator[dict[str, object]]:
+    said: set[str] = set()
     for number in range(count):
+        while (content := _sentence(chance)) in said:  # the same text again would be the same memory
+            continue
+        said.add(content)
         at = _BEGAN + timedelta(seconds=30 * number)
         yield {
             "id": _id(at, chance),
             "org_id": ORG,
             "agent_id": AGENT,
             "user_id": USER,
-            "content": _sentence(chance),
+            "content": content,
             "category": chance.choice(("factual", "preference", "episodic")),
             "session_id": f"s{number // TURNS}",
             "turn_index": number % TURNS,
