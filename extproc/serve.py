@@ -368,7 +368,7 @@ async def _engine(settings: EngineSettings) -> None:
             raise SettingsError(f"IBEX_EMBEDDING={settings.embedding}: {error}") from None
         except StoreError as error:
             raise SettingsError(f"the memory store cannot be opened: {error}") from None
-        reindexing = Reindexing(store, lambda: open_indexer(choice.for_documents()))
+        reindexing = Reindexing(store, lambda: open_indexer(choice.for_documents()), service.is_busy)
         service.add_to_server(running.server)
         telling = asyncio.create_task(_tell_of_store(service, running.health), name="store health")
 

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
+from prometheus_client import Gauge
 
 from extproc.memory.embedding import EmbedderUnavailable
 from extproc.memory.reindex import reindex
@@ -28,14 +29,28 @@ PAUSE_S = 0.05
 """After each batch. The requests of the same process come first: 500 memories a second at most."""
 RETRY_S = 60.0
 """After a failure of the store or of the embedder."""
+STAND_ASIDE_S = 1.0
+"""At most, while requests are inside: an engine that always has some comes to an end all the same."""
+LOOK_EVERY_S = 0.005
 TOLD_EVERY_S = 30.0
+
+_LEFT = Gauge(
+    "ibex_engine_memories_to_reindex", "Memories whose features are of another model or release, or not made yet"
+)
 
 
 class Reindexing:
-    def __init__(self, store: MemoryStore, open_indexer: Callable[[], Indexer]) -> None:
-        """`open_indexer` is called in the thread: a model may take a second to open."""
+    def __init__(
+        self,
+        store: MemoryStore,
+        open_indexer: Callable[[], Indexer],
+        is_busy: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`open_indexer` is called in the thread: a model may take a second to open. `is_busy`: whether somebody waits
+        for this process now."""
         self._store = store
         self._open_indexer = open_indexer
+        self._is_busy = is_busy
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="extproc-reindex", daemon=True)
         self._told = 0.0
@@ -72,8 +87,11 @@ class Reindexing:
                 return
 
     def _tell(self, done: int, total: int) -> None:
+        _LEFT.set(total - done)
         now = time.monotonic()
         if now - self._told >= TOLD_EVERY_S:
             self._told = now
             _log.info("reindexing", done=done, total=total)
         self._stopping.wait(PAUSE_S)
+        while self._is_busy() and time.monotonic() - now < STAND_ASIDE_S and not self._stopping.is_set():
+            self._stopping.wait(LOOK_EVERY_S)

@@ -138,6 +138,10 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         await self._retrievals.stop()
         await self._cache.stop()
 
+    def is_busy(self) -> bool:
+        """Whether a request is being answered. From any thread."""
+        return self._engine.admission.inside > 0
+
     async def check(self) -> None:
         """Raises StoreError when the store cannot be read and does not serve without its database."""
         await self._cache.run(self._store.check)

@@ -10,8 +10,8 @@ import json
 import stat
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
-from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
@@ -46,6 +46,8 @@ __all__ = [
 
 IMPORT_BATCH = 500
 """Lines in one transaction: short enough that other writers hardly wait."""
+TOLD_EVERY_S = 10.0
+"""Progress, where standard error is no terminal."""
 PAGE = 500
 MOST_LISTED = 10_000
 """They are read at once; `export` has no limit."""
@@ -115,6 +117,8 @@ def list_(
     as_json_: JsonOption = False,
 ) -> None:
     """Show what a user of an agent can be reminded of: the user's own memories and the agent's."""
+    from extproc.memory.lines import as_json
+
     with opened(data) as store:
         memories = store.page(whose(org, agent, user, data), limit)
     if as_json_:
@@ -171,7 +175,9 @@ def export(
     data: DataOption = None,
     as_json_: Annotated[bool, typer.Option("--json", help="the summary as JSON, on standard error")] = False,
 ) -> None:
-    """Write the memories that a user of an agent can see, one JSON object a line."""
+    """Write the memories that a user of an agent can see, one JSON object a line. `import` makes the same of them."""
+    from extproc.memory.lines import as_json
+
     written = 0
     with opened(data) as store, _writing(file) as out, _progress("memories", None) as tell:
         for memory in _all(store, whose(org, agent, user, data)):
@@ -236,6 +242,7 @@ def history(
     as_json_: JsonOption = False,
 ) -> None:
     """Show what a memory took the place of and what took its place, the oldest first."""
+    from extproc.memory.lines import as_json
     from extproc.memory.model import InvalidValue, parse_uuid
 
     namespace = whose(org, agent, user, data)
@@ -331,12 +338,6 @@ def open_indexer() -> Indexer:
         raise SettingsError(str(error)) from None
 
 
-def as_json(memory: Memory) -> dict[str, object]:
-    """A row as `export` writes and `import` reads it."""
-    row = {field.name: getattr(memory, field.name) for field in fields(memory)}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
-
-
 def json_text(value: object, encoding: str) -> str:
     """Readable where the encoding can carry it, else escaped."""
     text = json.dumps(value, ensure_ascii=False)
@@ -347,74 +348,16 @@ def json_text(value: object, encoding: str) -> str:
     return text
 
 
-def _from_json(line: str, defaults: dict[str, str]) -> Memory:
-    """Raises InvalidValue."""
-    from extproc.memory.model import InvalidValue, Namespace, Source, new_memory, parse_category
-
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise InvalidValue("not JSON, or nested too deep") from None
-    if not isinstance(row, dict):
-        raise InvalidValue("not a JSON object")
-
-    def text(name: str, default: str = "") -> str:
-        value = row.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            raise InvalidValue(f"{name} is not a string")
-        return value
-
-    def moment(name: str) -> datetime | None:
-        value = text(name)
-        try:
-            parsed = datetime.fromisoformat(value) if value else None
-            if parsed is None:
-                return None
-            return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-        except (ValueError, OverflowError):
-            raise InvalidValue(f"{name} is not a time such as 2025-03-01T12:00:00Z") from None
-
-    confidence, turn_index, metadata = row.get("confidence", 0.8), row.get("turn_index"), row.get("metadata") or {}
-    if not isinstance(confidence, int | float) or isinstance(confidence, bool) or not 0 <= confidence <= 1:
-        raise InvalidValue("confidence is not a number from 0 to 1")
-    if turn_index is not None and (not isinstance(turn_index, int) or isinstance(turn_index, bool)):
-        raise InvalidValue("turn_index is not an integer")
-    if not isinstance(metadata, dict):
-        raise InvalidValue("metadata is not an object")
-    if text("status", "active") != "active":
-        raise InvalidValue("status is not active; only active memories are imported")
-    # A user_id of null says "agent-wide", and is not the absence of one.
-    owner = {
-        name: "" if name in row and row[name] is None else text(name, default) for name, default in defaults.items()
-    }
-    return new_memory(
-        Namespace.parse(**owner),
-        text("content"),
-        id=text("id") or _new_id(),
-        now=datetime.now(UTC),
-        category=parse_category(text("category", "factual")),
-        confidence=float(confidence),
-        source=Source.IMPORTED,
-        created_at=moment("created_at"),
-        session_id=text("session_id") or None,
-        turn_index=turn_index,
-        valid_from=moment("valid_from"),
-        valid_until=moment("valid_until"),
-        metadata=metadata,
-    )
-
-
 def _parsed(lines: Iterable[str], defaults: dict[str, str], counts: dict[str, int]) -> Iterator[tuple[int, Memory]]:
     """The good lines with their numbers, from 1; empty lines are passed over."""
+    from extproc.memory.lines import memory_of_line
     from extproc.memory.model import InvalidValue
 
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            yield number, _from_json(line, defaults)
+            yield number, memory_of_line(line, defaults, new_id=_new_id(), now=datetime.now(UTC))
         except InvalidValue as error:
             _bad_line(number, str(error), counts)
 
@@ -509,9 +452,10 @@ def _size(file: str) -> int | None:
 
 @contextmanager
 def _progress(what: str, total: int | None) -> Iterator[Tell]:
-    """A bar on a terminal's standard error, else nothing. The function takes what is done, words, and a new total."""
+    """A bar on a terminal's standard error, else a line now and then. The function takes what is done, words, and a new
+    total."""
     if not sys.stderr.isatty():
-        yield lambda _done, _words, _total=None: None
+        yield _told_in_lines(total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -524,6 +468,18 @@ def _progress(what: str, total: int | None) -> Iterator[Tell]:
             bar.update(task, completed=done, description=words, total=total)
 
         yield tell
+
+
+def _told_in_lines(total: int | None) -> Tell:
+    told_at = time.monotonic()
+
+    def tell(done: int, words: str, total: int | None = total) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= TOLD_EVERY_S:
+            told_at = time.monotonic()
+            typer.echo(f"{words} ({done / total:.0%})" if total else words, err=True)
+
+    return tell
 
 
 def printable(text: str) -> str:

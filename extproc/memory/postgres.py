@@ -192,7 +192,9 @@ class PostgresMemoryStore:
         return self._write(lambda rows: rows.add_many(batch), limit_s=limit_s)
 
     def page(self, namespace: Namespace, limit: int = 100, after: str = "") -> list[Memory]:
-        return self._read(namespace.org_id, lambda rows: rows.page(namespace, limit, after))
+        # Of an export, which nobody waits for, where there is a page before.
+        limit_s = BULK_LIMIT_S if after else READ_LIMIT_S
+        return self._read(namespace.org_id, lambda rows: rows.page(namespace, limit, after), limit_s)
 
     def get(self, namespace: Namespace, memory_id: str) -> Memory | None:
         return self._read(namespace.org_id, lambda rows: rows.get(namespace, memory_id))

@@ -20,6 +20,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     tuple_,
     union_all,
     update,
@@ -47,6 +48,7 @@ __all__ = [
     "Rows",
     "RowsSnapshot",
     "owned",
+    "read_memory",
     "read_row",
     "retrievable",
     "visible",
@@ -129,25 +131,18 @@ class Rows:
 
     def _add(self, partition: Namespace, given: Sequence[Memory]) -> list[Added | None]:
         self._postings.lock(partition)
-        mine = _c.org_id == partition.org_id
-        same = select(_c.content_hash, _c.id).where(
-            owned(partition), _c.status == Status.ACTIVE, _c.content_hash.in_([one.content_hash for one in given])
-        )
-        by_hash: dict[str, str] = {row.content_hash: row.id for row in self._connection.execute(same)}
-        ids = select(_c.id).where(_c.id.in_([one.id for one in given]))
-        # On SQLite ids are unique across organisations, so those of others are taken too.
-        is_shared = self._connection.dialect.name == "sqlite"
-        taken = set(self._connection.execute(ids if is_shared else ids.where(mine)).scalars())
+        by_hash = self._by_hash(partition, [one.content_hash for one in given])
+        taken = self._taken(partition, [one.id for one in given])
         new: list[Memory] = []
         added: list[Added | None] = []
         for memory in given:
             is_active = memory.status is Status.ACTIVE
             if is_active and (known := by_hash.get(memory.content_hash)) is not None:
                 added.append(Added(known, is_new=False))
-            elif memory.id in taken:
-                added.append(None)
+            elif (its := taken.get(memory.id)) is not None:
+                added.append(Added(memory.id, is_new=False) if its == memory.content_hash else None)
             else:
-                taken.add(memory.id)
+                taken[memory.id] = memory.content_hash
                 if is_active:
                     by_hash[memory.content_hash] = memory.id
                 new.append(memory)
@@ -155,6 +150,26 @@ class Rows:
         if new:
             self._insert(partition, new)
         return added
+
+    def _by_hash(self, partition: Namespace, hashes: Sequence[str]) -> dict[str, str]:
+        """The ids of active memories with these content hashes."""
+        # The owner as the index `memories_once` has it, and in no other way: SQLite would then read all that is theirs.
+        owner = func.coalesce(_c.user_id, text("''")) == (partition.user_id or "")
+        same = select(_c.content_hash, _c.id).where(
+            _c.org_id == partition.org_id,
+            _c.agent_id == partition.agent_id,
+            owner,
+            text("status = 'active'"),
+            _c.content_hash.in_(hashes),
+        )
+        return {row.content_hash: row.id for row in self._connection.execute(same)}
+
+    def _taken(self, partition: Namespace, ids: Sequence[str]) -> dict[str, str]:
+        """Those of the ids that are there already, with their content hash where they are the partition's own."""
+        query = select(_c.id, _c.content_hash, owned(partition)).where(_c.id.in_(ids))
+        if self._connection.dialect.name != "sqlite":  # there ids are unique across organisations
+            query = query.where(_c.org_id == partition.org_id)
+        return {id_: its if is_own else "" for id_, its, is_own in self._connection.execute(query)}
 
     def _insert(self, partition: Namespace, new: Sequence[Memory]) -> None:
         before, followers = self._surroundings(partition, new)
@@ -172,7 +187,7 @@ class Rows:
         """The features of what follows in the session hold a little of what goes, so they are made anew."""
         self._postings.lock(partition)
         which = and_(owned(partition), _c.id.in_(memory_ids))
-        gone = [_memory(row) for row in self._connection.execute(select(*COLUMNS).where(which))]
+        gone = [read_memory(row) for row in self._connection.execute(select(*COLUMNS).where(which))]
         if not gone:
             return 0
         _, followers = self._surroundings(partition, gone)
@@ -194,7 +209,7 @@ class Rows:
         row = self._connection.execute(select(*COLUMNS).where(which)).one_or_none()
         if row is None:
             return False
-        memory = _memory(row)
+        memory = read_memory(row)
         if memory.is_pinned != is_pinned:
             kept = {name: value for name, value in memory.metadata.items() if name != "pinned"}
             changed = {**kept, "pinned": True} if is_pinned else kept
@@ -292,7 +307,7 @@ class Rows:
         if not queries:
             return []
         found = {row.id: row for row in self._connection.execute(union_all(*queries))}
-        return [_memory(found[id_]) for id_ in sorted(found)]
+        return [read_memory(found[id_]) for id_ in sorted(found)]
 
     def existing(self, org_id: str, memory_ids: Iterable[str]) -> frozenset[str]:
         """Those of the ids that are taken, whatever became of them."""
@@ -316,7 +331,7 @@ class Rows:
         while wanted and len(found) < _MOST_HISTORY:
             which = or_(_c.id.in_(wanted), _c.superseded_by.in_(wanted))
             query = select(*COLUMNS).where(visible(namespace), which)
-            rows = [memory for row in self._connection.execute(query) if (memory := _memory(row)).id not in found]
+            rows = [memory for row in self._connection.execute(query) if (memory := read_memory(row)).id not in found]
             found |= {memory.id: memory for memory in rows}
             later = {memory.superseded_by for memory in rows if memory.superseded_by is not None}
             wanted = {memory.id for memory in rows} | (later - found.keys())
@@ -404,7 +419,7 @@ class Rows:
         if len(keys) > 1:
             inside = and_(tuple_(*_POSITION) > first, tuple_(*_POSITION) < last)
             found.append(query.where(inside).order_by(*up).limit(_MOST_BETWEEN))
-        return [_memory(row) for one in found for row in self._connection.execute(one)]
+        return [read_memory(row) for one in found for row in self._connection.execute(one)]
 
     # Reading
 
@@ -412,12 +427,12 @@ class Rows:
         query = select(*COLUMNS).where(visible(namespace)).order_by(_c.id).limit(limit)
         if after:
             query = query.where(_c.id > after)
-        return [_memory(row) for row in self._connection.execute(query)]
+        return [read_memory(row) for row in self._connection.execute(query)]
 
     def get(self, namespace: Namespace, memory_id: str) -> Memory | None:
         query = select(*COLUMNS).where(visible(namespace), _c.id == memory_id)
         row = self._connection.execute(query).one_or_none()
-        return None if row is None else _memory(row)
+        return None if row is None else read_memory(row)
 
     def version(self, org_id: str, agent_id: str) -> Version:
         c = memory_versions.c
@@ -429,7 +444,7 @@ class Rows:
         found: list[Memory] = []
         for other in _other_versions(version):  # two ranges of the index, which "not equal" is not
             query = select(*COLUMNS).where(_c.org_id == org_id, other).limit(limit - len(found))
-            found += [_memory(row) for row in self._connection.execute(query)] if len(found) < limit else []
+            found += [read_memory(row) for row in self._connection.execute(query)] if len(found) < limit else []
         by_id: dict[str, Outdated] = {}
         for partition, its in groupby(sorted(found, key=_owner), key=_partition):
             by_id.update({one.memory.id: one for one in self._with_predecessors(partition, list(its))})
@@ -484,7 +499,7 @@ def read_row(row: Sequence[Any]) -> Row:
     """Of COLUMNS and FEATURES."""
     version, stems, words, vector = row[-len(_FEATURE_NAMES) :]
     features = Features(version, stems or "", words or b"", vector or b"")
-    return Row(_memory(row[: -len(_FEATURE_NAMES)]), features)
+    return Row(read_memory(row[: -len(_FEATURE_NAMES)]), features)
 
 
 _NO_FEATURES = Features("", "", b"", b"")
@@ -494,7 +509,8 @@ _STATUSES = {one.value: one for one in Status}
 _SOURCES = {one.value: one for one in Source}
 
 
-def _memory(row: Sequence[Any]) -> Memory:
+def read_memory(row: Sequence[Any]) -> Memory:
+    """Of COLUMNS."""
     values = list(row)
     values[7] = _CATEGORIES.get(values[7]) or Category(values[7])
     values[10] = _STATUSES.get(values[10]) or Status(values[10])

@@ -20,6 +20,7 @@ import mmap
 import re
 import struct
 import unicodedata
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -54,6 +55,8 @@ _MAX_WORD = 24
 """Letters; longer ones that the table lacks are keys, hashes and lines without spaces."""
 _MAX_PIECES = 4
 """Of an unknown word; what takes more is a key or noise, whose letters would only blur the text's vector."""
+_KEPT_LINES = 256
+"""Whose words are remembered: a memory is a line of its own text and of two that follow it. 5 MB of the longest."""
 _MIN_HEAD = 3
 """Letters that must be left when an ending is taken off."""
 _ENDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -100,6 +103,7 @@ class StaticTable:
         self._words = str(file[_HEADER_BYTES : _HEADER_BYTES + list_bytes], "utf-8").split("\n")
         self._ids = dict(zip(self._words, range(count), strict=True))
         self._longest_piece = max(map(len, self._words[whole:]), default=0)
+        self._line = lru_cache(_KEPT_LINES)(self._line_ids)
         self.whole_words = whole
         self.dimension = dimension
         self.scales = np.frombuffer(file, "<f4", count, scales_at)
@@ -140,12 +144,15 @@ class StaticTable:
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         means = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in enumerate(texts):
-            ids = np.fromiter(chain.from_iterable(self._parsed(text, pieces=True)), np.int32)
+            ids = np.concatenate([self._line(line) for line in text.split("\n")])
             if len(ids):
                 means[row] = self.scales[ids] @ self.vectors[ids].astype(np.float32)
         lengths = np.sqrt(np.einsum("ij,ij->i", means, means))
         means /= np.where(lengths > 0, lengths, np.float32(1))[:, None]
         return means
+
+    def _line_ids(self, line: str) -> NDArray[np.int32]:
+        return np.fromiter(chain.from_iterable(self._parsed(line, pieces=True)), np.int32)
 
     def _parsed(self, text: str, *, pieces: bool) -> Iterator[Iterable[int]]:
         """The ids of each word; none of an unknown one."""

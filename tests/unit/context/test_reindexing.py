@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
-from extproc.context.reindexing import Reindexing
+from extproc.context.reindexing import BATCH, Reindexing
 from extproc.memory.embedding import EmbedderUnavailable
 from extproc.memory.features import Indexer, open_indexer
 from extproc.memory.model import Memory, Namespace
@@ -82,6 +84,43 @@ def test_it_stops_in_the_middle(store: SqliteMemoryStore, org_id: str, monkeypat
     reindexing.stop()
     assert time.monotonic() - began < 20, "it would have waited a minute"
     assert 0 < store.count_outdated(org_id, indexer.version) < 120
+    store.close()
+
+
+def test_it_stands_aside_while_requests_are_inside(
+    store: SqliteMemoryStore, org_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extproc.context.reindexing.STAND_ASIDE_S", 600.0)
+    indexer = open_indexer()
+    asked = threading.Semaphore(0)
+    is_busy = True
+
+    def look() -> bool:
+        asked.release()
+        return is_busy
+
+    reindexing = Reindexing(store, lambda: indexer, look)
+    reindexing.start()
+    for _ in range(20):
+        assert asked.acquire(timeout=LIMIT_S)
+    assert store.count_outdated(org_id, indexer.version) == 120 - BATCH
+    assert REGISTRY.get_sample_value("ibex_engine_memories_to_reindex") == 120 - BATCH
+    is_busy = False
+    wait_until_done(store, indexer, org_id)
+    reindexing.stop()
+    assert REGISTRY.get_sample_value("ibex_engine_memories_to_reindex") == 0
+    store.close()
+
+
+def test_requests_without_end_do_not_stop_it(
+    store: SqliteMemoryStore, org_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extproc.context.reindexing.STAND_ASIDE_S", 0.1)
+    indexer = open_indexer()
+    reindexing = Reindexing(store, lambda: indexer, lambda: True)
+    reindexing.start()
+    wait_until_done(store, indexer, org_id)
+    reindexing.stop()
     store.close()
 
 

@@ -4,7 +4,12 @@ import json
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import uuid
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from extproc.context.commands import app
-from extproc.memory import commands
+from extproc.memory import commands, lines
+from extproc.memory.commands import opened
+from extproc.memory.model import Namespace, Source, Status, new_memory
+from tests.unit.memory.test_store import wait_until
 
 ORG, AGENT = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
+MOMENT = datetime(2025, 3, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 
 
 class Shell:
@@ -113,23 +122,85 @@ def test_memories_of_another_model_are_computed_anew(shell: Shell) -> None:
         assert json.loads(result.stdout) == {"reindexed": expected}
 
 
-def test_export_and_import_carry_everything_over(shell: Shell, tmp_path: Path) -> None:
-    for text in ("The user's name is Ada.", "Zeile\nzwei: ß 😀"):
-        shell.json("add", text)
-    shell.json("add", "likes tea", "--user", "u1")
-    file = tmp_path / "out.jsonl"
+def test_an_export_of_an_import_is_the_same_bytes(shell: Shell, tmp_path: Path) -> None:
+    file, again = tmp_path / "out.jsonl", tmp_path / "again.jsonl"
+    agent = Namespace(ORG, AGENT)
+    made = [
+        new_memory(
+            agent if n % 3 else Namespace(ORG, AGENT, "u1"),
+            f"Zeile {n}\nzwei: ß 😀",
+            id=str(uuid.uuid4()),
+            now=MOMENT + timedelta(microseconds=n),
+            source=list(Source)[n % 3],
+            session_id="s",
+            turn_index=n,
+            valid_from=MOMENT + timedelta(seconds=n),
+            metadata={"role": "user", "tags": ["a"]},
+        )
+        for n in range(7)
+    ]
+    ended = {"valid_until": MOMENT, "superseded_by": made[2].id, "last_retrieved_at": MOMENT, "retrieval_count": 3}
+    made[1] = replace(made[1], status=Status.SUPERSEDED, usefulness=0.55, **ended)  # type: ignore[arg-type]
+    made[4] = replace(made[4], status=Status.QUARANTINED)
+    with opened(shell.data, writes=True) as store:
+        store.add_many(made)
+    shell.json("pin", made[2].id)
     assert shell.run("export", str(file), "--user", "u1").exit_code == 0
+    assert len(file.read_text().splitlines()) == 7
+
     other = Shell(tmp_path / "other")
     result = other.run("import", str(file), "--user", "ignored", "--json")
-    assert json.loads(result.stdout) == {"added": 3, "known": 0, "bad": 0}
-    kept = ("id", "content", "user_id", "category", "confidence", "created_at", "content_hash")
-    before, after = (
-        [{name: row[name] for name in kept} for row in one.json("list", "--user", "u1")] for one in (shell, other)
-    )
-    assert before == after
-    again = other.run("import", "-", "--json", stdin=file.read_text())
-    assert json.loads(again.stdout) == {"added": 0, "known": 3, "bad": 0}
-    assert len(shell.run("export", "-", "--user", "u1").stdout.splitlines()) == 3
+    assert json.loads(result.stdout) == {"added": 7, "known": 0, "bad": 0}
+    assert other.run("export", str(again), "--user", "u1").exit_code == 0
+    assert again.read_bytes() == file.read_bytes()
+    assert [row["id"] for row in other.json("history", made[1].id)] == [made[1].id, made[2].id]
+    repeated = other.run("import", "-", "--json", stdin=file.read_text())
+    assert json.loads(repeated.stdout) == {"added": 0, "known": 7, "bad": 0}
+
+
+def test_an_import_that_was_killed_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"content": f"The user's note {n} is about tea.", "session_id": f"s{n // 20}", "turn_index": n % 20})
+        for n in range(700)
+    ]
+    text = "\n".join(lines)
+    killed, whole = Shell(tmp_path / "killed"), Shell(tmp_path / "whole")
+    arguments = [sys.executable, "-m", "extproc", "memory", "import", "-", "--org", ORG, "--agent", AGENT]
+    with subprocess.Popen([*arguments, "--data", str(killed.data)], stdin=subprocess.PIPE) as running:
+        try:
+            assert running.stdin is not None
+            running.stdin.write("\n".join(lines[:600]).encode())
+            running.stdin.flush()
+            wait_until(lambda: stored(killed) == 500)
+        finally:
+            running.kill()
+    for shell, known in ((killed, 500), (whole, 0)):
+        result = shell.run("import", "-", "--json", stdin=text)
+        assert json.loads(result.stdout) == {"added": 700 - known, "known": known, "bad": 0}
+    assert features(killed) == features(whole)
+
+
+def stored(shell: Shell) -> int:
+    if not (shell.data / "memories.db").exists():
+        return 0
+    with closing(sqlite3.connect(shell.data / "memories.db")) as raw:
+        try:
+            return int(raw.execute("SELECT count(*) FROM memories").fetchone()[0])
+        except sqlite3.OperationalError:  # the table is not there yet
+            return 0
+
+
+def features(shell: Shell) -> list[Any]:
+    with closing(sqlite3.connect(shell.data / "memories.db")) as raw:
+        return raw.execute("SELECT content, stems, words, embedding FROM memories ORDER BY content").fetchall()
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "TOLD_EVERY_S", 0.0)
+    lines = [json.dumps({"content": f"note {n}"}) for n in range(600)]
+    result = shell.run("import", "-", stdin="\n".join(lines))
+    assert result.stderr.splitlines() == ["500 added, 0 known, 0 bad", "600 added, 0 known, 0 bad"]
+    assert "500 written" in shell.run("export", "-").stderr
 
 
 def test_bad_lines_are_numbered_and_the_rest_goes_on(shell: Shell, tmp_path: Path) -> None:
@@ -145,14 +216,17 @@ def test_bad_lines_are_numbered_and_the_rest_goes_on(shell: Shell, tmp_path: Pat
         b'{"content": "\xff"}',
         b'{"content": "x", "confidence": "high"}',
         b'{"content": "x", "status": "deleted"}',
+        b'{"content": "x", "status": "lost"}',
+        b'{"content": "x", "superseded_by": "y"}',
+        b'{"content": "x", "retrieval_count": -1}',
         b'{"content": "\\ud800"}',
         b'{"content": "two", "created_at": "2024-02-03T04:05:06Z", "category": "episodic"}',
     ]
     file.write_bytes(b"\n".join(lines))
     result = shell.run("import", str(file))
     assert result.exit_code == 1
-    assert [int(line.split()[1][:-1]) for line in result.stderr.splitlines()] == [2, 4, 5, 6, 7, 8, 9, 10, 11]
-    assert result.stdout == "2 added, 0 there already, 9 bad\n"
+    assert [int(line.split()[1][:-1]) for line in result.stderr.splitlines()] == [2, 4, *range(5, 15)]
+    assert result.stdout == "2 added, 0 there already, 12 bad\n"
     rows = {row["content"]: row for row in shell.json("list")}
     assert rows["two"]["created_at"] == "2024-02-03T04:05:06+00:00"
     assert rows["two"]["source"] == "imported"
@@ -221,7 +295,7 @@ def test_an_export_is_whole_or_leaves_the_file_as_it_was(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(commands, "as_json", fail)
+        broken.setattr(lines, "as_json", fail)
         result = shell.run("export", str(link))
     assert (result.exit_code, file.read_text()) == (2, "before")
     assert "No space left" in result.stderr

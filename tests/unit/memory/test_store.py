@@ -121,6 +121,16 @@ class TestRows:
         assert store.add_many([make("coffee", id=memory.id)]) == [None]
         assert store.get(other, memory.id) == memory
 
+    def test_the_same_memory_again_is_known_whatever_became_of_it(
+        self, store: MemoryStore, make: MakeMemory, agent: Namespace
+    ) -> None:
+        old = replace(make("likes tea"), status=Status.SUPERSEDED)
+        assert store.add(old) == Added(old.id, is_new=True)
+        assert store.add_many([old, replace(old, status=Status.ACTIVE)]) == [Added(old.id, is_new=False)] * 2
+        someone_elses = replace(old, user_id="u1", status=Status.ACTIVE)
+        assert store.add_many([someone_elses]) == [None]
+        assert [memory.status for memory in store.page(agent)] == [Status.SUPERSEDED]
+
     def test_pages_follow_each_other(self, store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
         store.add_many([make(f"fact {n}") for n in range(5)])
         first = store.page(agent, 3)
@@ -128,6 +138,18 @@ class TestRows:
 
 
 class TestIsolation:
+    def test_every_page_is_of_the_namespace_alone(self, store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
+        user, other = Namespace(agent.org_id, agent.agent_id, "u1"), Namespace(agent.org_id, agent.agent_id, "u2")
+        made = [make(f"fact {n}", whose=(agent, user, other)[n % 3]) for n in range(12)]
+        store.add_many(made)
+        seen = [memory for memory in made if memory.user_id != "u2"]
+        found, after = [], ""
+        while page := store.page(user, 3, after):
+            found += page
+            after = page[-1].id
+        assert found == sorted(seen, key=lambda memory: memory.id)
+        assert [memory.user_id for memory in store.page(agent, 2, min(one.id for one in made))] == [None, None]
+
     def test_each_reader_gets_what_is_its_own(self, store: MemoryStore, make: MakeMemory) -> None:
         orgs, agents = [str(uuid.uuid4()) for _ in range(2)], [str(uuid.uuid4()) for _ in range(2)]
         spaces = [Namespace(org, agent, user) for org in orgs for agent in agents for user in (None, "u1", "u2")]
