@@ -23,7 +23,7 @@ import structlog
 
 from extproc.context.index import Index
 from extproc.memory.features import WINDOW, Row, asked_date_stems
-from extproc.memory.store import StoreError, Version
+from extproc.memory.store import StoreAway, StoreError, Version
 from extproc.memory.text import Moment
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ class NamespaceCache:
         missing = [part for part in namespace.partitions() if part not in self._held]
         is_large = any(part in self._large or part in self._updates for part in missing)
         load = asyncio.ensure_future(self.whole(namespace, deadline))
+        looking: asyncio.Future[Index] | None = None
         try:
             if not is_large:
                 await asyncio.wait({load}, timeout=min(GRACE_S, _left(deadline)))
@@ -216,6 +217,8 @@ class NamespaceCache:
         finally:
             if not load.done():
                 load.cancel()
+            if looking is not None and not looking.done():
+                looking.cancel()  # if no thread has begun it yet, none will
 
     def hurry(self) -> AbstractContextManager[None]:
         """While a request is in the house, loads stand aside."""
@@ -478,8 +481,8 @@ def _task(what: str, partition: Namespace, work: Coroutine[Any, Any, None]) -> a
 
 
 def _log_failure(partition: Namespace, task: asyncio.Task[None]) -> None:
-    if task.cancelled() or (error := task.exception()) is None or isinstance(error, _Stopped):
-        return
+    if task.cancelled() or (error := task.exception()) is None or isinstance(error, (_Stopped, StoreAway)):
+        return  # a store says once that it is away, and not every load
     _log.warning("namespace_not_loaded", org_id=partition.org_id, agent_id=partition.agent_id, error=str(error))
 
 
