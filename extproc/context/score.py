@@ -43,7 +43,7 @@ LATEST_RECENCY = 0.5
 LEXICAL_SHARE, SOFT_SHARE, COSINE_SHARE = 0.3, 0.3, 0.4
 """What a memory's relevance is made of. By words alone 20 % of generic prompts pass, which share one with some memory;
 with the vector's cosine 1 % do (LoCoMo's stores, 95 % of the questions kept)."""
-_FACTORS = {Subject.AUTHOR: 1.0, Subject.EVENT: 1.5, Subject.NAMED: 2.0, Subject.ANYTHING: 3.0}
+_FACTORS = {Subject.AUTHOR: 1.0, Subject.EVENT: 1.5, Subject.NAMED: 2.0, Subject.KNOWN: 2.0, Subject.ANYTHING: 3.0}
 _KNOWN_SUBJECT = 1.25
 """How much more a query must match that does not speak of its author; 1.25 when it names whom memories are about. "Fix
 this Python error" shares much with "The user prefers Python" and needs none of it."""

@@ -55,9 +55,9 @@ _QUESTION_WORDS = _set(
 """Words that ask. In a memory they may carry a subject, in a query they only dilute it (LoCoMo, R@10: +6 points)."""
 
 _PERSONAL = _set(
-    """i my mine myself we our ours ourselves ich mein meine meinem meinen meiner wir unser unsere unserem unseren
-    je mes notre nos nous yo mi mis nuestra nuestras nuestro nuestros eu meu meus minha minhas nossa nossas nosso
-    nossos ik mijn wij onze moj moja moje jag benim"""
+    """i my mine myself we our ours ourselves ich mein meine meinem meinen meiner meines wir unser unsere unserem
+    unseren unserer unseres je mes notre nos nous yo mi mis conmigo nuestra nuestras nuestro nuestros eu meu meus minha
+    minhas comigo nossa nossas nosso nossos ik mijn wij onze moj moja moje jag benim"""
 )
 """Words by which a query speaks of its author, about whom most memories are."""
 _PERSONAL_UNSPACED = re.compile("(?<![帮幫给給教诉訴])我|私|僕|俺")
@@ -67,6 +67,13 @@ _HOW_TO = re.compile(
     re.IGNORECASE,
 )
 """\"How do I centre a div": the author is in it and not what it is about."""
+_TO_ME = re.compile(r"\b(?:ask|find|get|give|help|let|make|send|show|teach|tell|for|to|tu|vous) me\b", re.IGNORECASE)
+"""Who asks is the one who is served, and not what it is about."""
+_OF_ME = re.compile(
+    r"(?<=\w )me\b[^.!]*\?|\b(?:bei|mit|von|über) mir\b|\b(?:an|über|gegen) mich\b|\b(?:avec|chez|sur) moi\b"
+    r"|\bm(?:on|a) [^\W\d]",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.!?:;\n]")
 _LETTER = re.compile(r"[^\W\d_]")
 _CAPITAL_AFTER_WORD = re.compile(r"[^\W_] [\"'(]?[A-Z][a-z]")
@@ -104,9 +111,11 @@ _PAST = re.compile(
     re.IGNORECASE,
 )
 _EVENT = re.compile(
-    r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|avait|avaient|était|étaient|a-t|ont"
-    r"|fue|fueron|era|eran|foi|foram|eram)\b[^.!]*\?"
-    r"|(?:了|过|た|たの|ましたか|ですか)[?？]",
+    r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|a-t|ont|avions|\w{2,}ai(?:en)?t"
+    r"|(?:a|est|sont) \w+(?:é|ée|és|ées)|fue|fueron|era|eran|hubo|foi|foram|eram|\w{3,}(?:aron|ieron|aba|aban|avam?|aram)"
+    r"|\w{3,}(?:ió|ou))\b[^.!]*\?"
+    r"|\b(?:ist|sind|bin) (?:[^.!?]+ )?(?:\w{0,4}ge\w+(?:en|t)|(?:be|ent|er|ver)\w+en)\s*\?"
+    r"|(?:了|过|た|たの|ましたか|ですか)[?？。]?$",
     re.IGNORECASE,
 )
 """A question about what was done or decided: few prompts that stand on their own are in the past tense."""
@@ -160,6 +169,15 @@ class _Stemmers(threading.local):
 _stemmers = _Stemmers()
 
 
+_KNOWN = re.compile(
+    r"\bthe (?!answer|best|capital|code|difference|error|following|last|meaning|previous|same|sentence|text|word)"
+    r"[\w'’-]+\b(?! (?:of|between|that|which)\b)",
+    re.IGNORECASE,
+)
+"""\"Who has the key?": which key goes without saying between those who know each other. \"The colour of the sea" is not
+of that kind."""
+
+
 class Subject(Enum):
     """What a query speaks of, by its form: the less a memory could be about it, the more it must match."""
 
@@ -169,6 +187,8 @@ class Subject(Enum):
     """Somebody or something with a name."""
     EVENT = auto()
     """Something that happened or was settled."""
+    KNOWN = auto()
+    """Something that is spoken of as known."""
     ANYTHING = auto()
     """Most often a task that stands on its own."""
 
@@ -240,11 +260,14 @@ def _dates(text: str) -> tuple[WrittenDate, ...]:
 
 
 def _subject(text: str) -> Subject:
-    if not _PERSONAL.isdisjoint(_words(_HOW_TO.sub(" ", text))) or _PERSONAL_UNSPACED.search(text):
+    bare = _HOW_TO.sub(" ", _TO_ME.sub(" ", text))
+    if not _PERSONAL.isdisjoint(_words(bare)) or _OF_ME.search(bare) or _PERSONAL_UNSPACED.search(text):
         return Subject.AUTHOR
     if _EVENT.search(text) or _PAST.search(text):
         return Subject.EVENT
-    return Subject.NAMED if any(map(_is_naming, _SENTENCE_END.split(text))) else Subject.ANYTHING
+    if any(map(_is_naming, _SENTENCE_END.split(text))):
+        return Subject.NAMED
+    return Subject.KNOWN if _KNOWN.search(text) else Subject.ANYTHING
 
 
 def _is_naming(sentence: str) -> bool:
