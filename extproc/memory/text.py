@@ -70,11 +70,12 @@ _HOW_TO = re.compile(
 _TO_ME = re.compile(r"\b(?:ask|find|get|give|help|let|make|send|show|teach|tell|for|to|tu|vous) me\b", re.IGNORECASE)
 """Who asks is the one who is served, and not what it is about."""
 _OF_ME = re.compile(
-    r"(?<=\w )me\b[^.!]*\?|\b(?:bei|mit|von|über) mir\b|\b(?:an|über|gegen) mich\b|\b(?:avec|chez|sur) moi\b"
+    r"(?<=\w )me\b[^.!?]{0,300}\?|\b(?:bei|mit|von|über) mir\b|\b(?:an|über|gegen) mich\b|\b(?:avec|chez|sur) moi\b"
     r"|\bm(?:on|a) [^\W\d]",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?:;\n]")
+_MOST_SENTENCES = 8
 _LETTER = re.compile(r"[^\W\d_]")
 _CAPITAL_AFTER_WORD = re.compile(r"[^\W_] [\"'(]?[A-Z][a-z]")
 
@@ -111,11 +112,11 @@ _PAST = re.compile(
     re.IGNORECASE,
 )
 _EVENT = re.compile(
-    r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|a-t|ont|avions|\w{2,}ai(?:en)?t"
-    r"|(?:a|est|sont) \w+(?:é|ée|és|ées)|fue|fueron|era|eran|hubo|foi|foram|eram|\w{3,}(?:aron|ieron|aba|aban|avam?|aram)"
-    r"|\w{3,}(?:ió|ou))\b[^.!]*\?"
-    r"|\b(?:ist|sind|bin) (?:[^.!?]+ )?(?:\w{0,4}ge\w+(?:en|t)|(?:be|ent|er|ver)\w+en)\s*\?"
-    r"|(?:了|过|た|たの|ましたか|ですか)[?？。]?$",
+    r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|a-t|ont|\w{2,20}ai(?:en)?t"
+    r"|(?:a|est|sont) \w{1,20}ée?s?|fue|fueron|era|eran|hubo|foi|foram|eram|\w{3,20}(?:[ai]e?ron|avam?|aban?|aram|ió|ou))"
+    r"\b[^.!?]{0,300}\?"
+    r"|\b(?:ist|sind|bin) [^.!?]{0,99}\b(?:\w{0,4}ge\w{2,20}(?:en|t)|(?:be|ent|er|ver)\w{2,20}en) ?\?"
+    r"|(?:了|过|た|たの|ましたか|ですか)[?？]",
     re.IGNORECASE,
 )
 """A question about what was done or decided: few prompts that stand on their own are in the past tense."""
@@ -152,6 +153,7 @@ _IRREGULAR = {
 
 # A word with the suffix that tells C++ and C# from C; or one run of a script that puts no spaces between words.
 _UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_SPACED_END = "\u0dff"
 _TOKEN = re.compile(rf"[^\W_{_UNSPACED}]+(?:\+\+|#)?|[{_UNSPACED}]+")
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+(?:\+\+|#)?")
 _ACCENTS = re.compile("[\u0300-\u036f]")
@@ -219,6 +221,11 @@ class Query:
     """Of each stem the word that had it first, as a table of words knows it."""
     subject: Subject
     moment: Moment = Moment.ANY
+    own: tuple[frozenset[str], ...] = ()
+    """Of several sentences the stems of each that speaks of its author, the last ones: what stands beside them need not
+    be known to answer them."""
+    is_unspaced: bool = False
+    """Most stems are pairs of characters, of a script that puts no spaces between words."""
     dates: tuple[WrittenDate, ...] = ()
 
 
@@ -238,7 +245,22 @@ def parse_query(text: str) -> Query:
     first: dict[str, str] = {}
     for stem, word in zip(_stem(words), words, strict=True):
         first.setdefault(stem, word)
-    return Query(tuple(first), tuple(first.values()), _subject(text), _moment(text), _dates(text))
+    subject = _subject(text)
+    own = _own_sentences(text) if subject is Subject.AUTHOR else ()
+    is_unspaced = 2 * sum(stem[0] > _SPACED_END for stem in first) > len(first)
+    return Query(tuple(first), tuple(first.values()), subject, _moment(text), own, is_unspaced, _dates(text))
+
+
+def _own_sentences(text: str) -> tuple[frozenset[str], ...]:
+    sentences = [sentence for sentence in _SENTENCE_END.split(text) if _LETTER.search(sentence)]
+    if len(sentences) < 2:
+        return ()
+    own = []
+    for sentence in sentences[-_MOST_SENTENCES:]:
+        if _subject(sentence) is Subject.AUTHOR:
+            its = frozenset(_stem([word for word in content_words(sentence) if word not in _QUESTION_WORDS]))
+            own += [its] if its else []
+    return tuple(own)
 
 
 def _moment(text: str) -> Moment:
@@ -287,7 +309,7 @@ def _words(text: str) -> list[str]:
     folded = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFKD", bounded.casefold())))
     words = []
     for word in _TOKEN.findall(folded):
-        if word[0] > "\u0dff" and re.match(f"[{_UNSPACED}]", word):
+        if word[0] > _SPACED_END and re.match(f"[{_UNSPACED}]", word):
             words += [word[i : i + 2] for i in range(max(1, len(word) - 1))]  # character pairs
         else:
             words.append(word)
