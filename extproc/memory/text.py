@@ -112,9 +112,9 @@ _PAST = re.compile(
     re.IGNORECASE,
 )
 _EVENT = re.compile(
-    r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|a-t|ont|\w{2,20}ai(?:en)?t"
-    r"|(?:a|est|sont) \w{1,20}ée?s?|fue|fueron|era|eran|hubo|foi|foram|eram|\w{3,20}(?:[ai]e?ron|avam?|aban?|aram|ió|ou))"
-    r"\b[^.!?]{0,300}\?"
+    r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|a-t|ont|(?:\w{3,20}|av)ai(?:en)?t"
+    r"|(?:a|est|sont) \w{1,20}ée?s?|fue|fueron|era|eran|hubo|foi|foram|eram"
+    r"|\w{3,20}(?:aron|ieron|avam?|aban?|aram|ió|ou))\b[^.!?]{0,300}\?"
     r"|\b(?:ist|sind|bin) [^.!?]{0,99}\b(?:\w{0,4}ge\w{2,20}(?:en|t)|(?:be|ent|er|ver)\w{2,20}en) ?\?"
     r"|(?:了|过|た|たの|ましたか|ですか)[?？]",
     re.IGNORECASE,
