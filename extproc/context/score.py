@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from extproc.memory.text import Query
 
 __all__ = [
-    "DEFAULT_PARTS", "DEFAULT_WEIGHTS", "SCORE_SCHEMA", "SHARE_OF_BEST", "Parts", "Ranking", "Scored", "Weights",
-    "rank", "relevances", "required_relevance", "unranked",
+    "CHANCES", "DEFAULT_PARTS", "DEFAULT_WEIGHTS", "SCORE_SCHEMA", "SHARE_OF_BEST", "Parts", "Ranking", "Scored",
+    "Weights", "rank", "relevances", "required_relevance", "unranked",
 ]  # fmt: skip
 
 SCORE_SCHEMA = "ibex.hybrid.v1"

@@ -140,7 +140,8 @@ _DATE = re.compile(
 _IRREGULAR = {
     "allergic": "allergy", "ate": "eat", "eaten": "eat", "birthdate": "birthday", "born": "birth", "bought": "buy",
     "brought": "bring", "built": "build", "children": "child", "chose": "choose", "chosen": "choose", "colour": "color",
-    "colours": "color", "drank": "drink", "driven": "drive", "drove": "drive", "favourite": "favorite",
+    "colours": "color", "drank": "drink", "driven": "drive", "drove": "drive", "employer": "work", "employers": "work",
+    "favourite": "favorite",
     "favourites": "favorite", "feet": "foot", "felt": "feel", "flew": "fly", "flies": "fly", "flight": "fly",
     "flights": "fly", "flown": "fly", "grew": "grow", "grown": "grow", "held": "hold", "kept": "keep", "left": "leave",
     "lives": "live", "lost": "lose", "marriage": "marry", "men": "man", "met": "meet", "mice": "mouse", "mum": "mom",
@@ -172,7 +173,8 @@ _stemmers = _Stemmers()
 
 
 _KNOWN = re.compile(
-    r"\bthe (?!answer|best|capital|code|difference|error|following|last|meaning|previous|same|sentence|text|word)"
+    r"\bthe (?!answer|best|capital|code|difference|error|following|last|meaning|previous|same|sentence|text|word"
+    r"|earth|internet|moon|ocean|sea|sky|sun|universe|weather|world)"
     r"[\w'’-]+\b(?! (?:of|between|that|which)\b)",
     re.IGNORECASE,
 )
