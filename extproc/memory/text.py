@@ -111,6 +111,7 @@ _PAST = re.compile(
     r"|以前|之前|原来|当初|最初|かつて|前は|前の|元の",
     re.IGNORECASE,
 )
+_ASKS = re.compile("[?？]")
 _EVENT = re.compile(
     r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|a-t|ont|(?:\w{3,20}|av)ai(?:en)?t"
     r"|(?:a|est|sont) \w{1,20}ée?s?|fue|fueron|era|eran|hubo|foi|foram|eram"
@@ -287,7 +288,7 @@ def _subject(text: str) -> Subject:
     bare = _HOW_TO.sub(" ", _TO_ME.sub(" ", text))
     if not _PERSONAL.isdisjoint(_words(bare)) or _OF_ME.search(bare) or _PERSONAL_UNSPACED.search(text):
         return Subject.AUTHOR
-    if _EVENT.search(text) or _PAST.search(text):
+    if (_ASKS.search(text) and _EVENT.search(text)) or _PAST.search(text):
         return Subject.EVENT
     if any(map(_is_naming, _SENTENCE_END.split(text))):
         return Subject.NAMED

@@ -98,7 +98,7 @@ def test_the_gate_is_higher_for_what_is_not_about_the_author(query: str, names_s
 
 def test_the_gate_is_higher_the_more_memories_may_be_near_by_chance() -> None:
     few, some, many = (
-        required_relevance(parse_query("my tea"), 0.2, names_subject=False, evaluated=count)
+        required_relevance(parse_query("ask Bob"), 0.2, names_subject=False, evaluated=count)
         for count in (0, CHANCES, 10 * CHANCES)
     )
     assert few < some < many < 1.2 * some
