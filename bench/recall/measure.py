@@ -167,7 +167,7 @@ def mean(found: Iterable[Answer], kinds: Collection[str] = ()) -> list[float]:
 
 
 def _is_open(ranking: Ranking, query: Query, setting: float) -> bool:
-    required = required_relevance(query, setting, names_subject=ranking.names_subject)
+    required = required_relevance(query, setting, names_subject=ranking.names_subject, evaluated=ranking.evaluated)
     return bool(ranking.scored) and ranking.best_relevance >= required
 
 

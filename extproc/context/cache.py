@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from extproc.context.index import Index
-from extproc.memory.features import WINDOW, Row, asked_date_stems
+from extproc.memory.features import MOST_OF_TURNS, Row, asked_date_stems, by_turn, window
 from extproc.memory.store import StoreAway, StoreError, Version
 from extproc.memory.text import Moment
 
@@ -446,15 +446,7 @@ def _current(rows: Sequence[Row], indexer: Indexer, index: Index | None = None) 
     if not outdated:
         return list(rows)
 
-    def key(memory: Memory) -> tuple[object, ...]:
-        return (
-            memory.session_id or "",
-            -1 if memory.turn_index is None else memory.turn_index,
-            memory.created_at,
-            memory.id,
-        )
-
-    ordered = sorted((row.memory for row in rows), key=key)
+    ordered = sorted((row.memory for row in rows), key=lambda memory: (memory.session_id or "", by_turn(memory)))
     wanted: list[Memory] = []
     before: list[Sequence[Memory]] = []
     for session, group in groupby(ordered, key=lambda memory: memory.session_id):
@@ -462,10 +454,10 @@ def _current(rows: Sequence[Row], indexer: Indexer, index: Index | None = None) 
         for memory in group:
             if memory.id in outdated:
                 wanted.append(memory)
-                known = earlier if session else []
-                if index is not None and session and len(known) < WINDOW:
-                    known = [*index.before(memory, WINDOW - len(known)), *known]
-                before.append(known[-WINDOW:])
+                known = earlier[-MOST_OF_TURNS:] if session else []
+                if index is not None and session:
+                    known = [*index.before(memory, MOST_OF_TURNS), *known]
+                before.append(window(memory, known))
             earlier.append(memory)
     made = dict(zip([memory.id for memory in wanted], indexer.features(wanted, before), strict=True))
     return [Row(row.memory, made.get(row.memory.id, row.features)) for row in rows]

@@ -15,7 +15,7 @@ import numpy as np
 
 from extproc.context.postings import Postings
 from extproc.context.vectors import Vectors
-from extproc.memory.features import subject
+from extproc.memory.features import subject, turn_of
 from extproc.memory.model import Category, Memory, Namespace, Source, Status
 from extproc.memory.text import stems
 
@@ -41,6 +41,8 @@ class _Slot(NamedTuple):
     words: int
     confidence: float
     usefulness: float
+    content_hash: int
+    """Its first eight bytes."""
     created: int
     updated: int
     valid_from: int
@@ -62,7 +64,7 @@ class _Slot(NamedTuple):
     source: int
 
 
-_FORMATS = "u8 u8 i8 i8 f8 f8 i8 i8 i8 i8 i8 i4 i4 i4 i4 i4 i4 i4 i4 i4 i4 i4 u1 u1 u1"
+_FORMATS = "u8 u8 i8 i8 f8 f8 u8 i8 i8 i8 i8 i8 i4 i4 i4 i4 i4 i4 i4 i4 i4 i4 i4 u1 u1 u1"
 _COLUMNS = np.dtype(list(zip(_Slot._fields, _FORMATS.split(), strict=True)))
 
 _HASH_BYTES = 32
@@ -192,15 +194,13 @@ class Index:
         return len(slots) - int(np.count_nonzero(slots[at] == dead))
 
     def before(self, memory: Memory, count: int) -> list[Memory]:
-        """Its last predecessors in the session, oldest first, whether it is here or not."""
+        """What was said last before it in the session, oldest first, whether it is here or not."""
         session = self._sessions.find(memory.session_id or "")
         slot = NONE if session is None else self._session_last.get(session, NONE)
-        turn = _NO_TURN if memory.turn_index is None else memory.turn_index
         found: list[Memory] = []
         while slot != NONE and len(found) < count:
             one = self.memory(slot)
-            its = (_NO_TURN if one.turn_index is None else one.turn_index, one.created_at, one.id)
-            if its < (turn, memory.created_at, memory.id):
+            if turn_of(one) < turn_of(memory):
                 found.append(one)
             slot = int(self.column("previous")[slot])
         return found[::-1]
@@ -316,6 +316,7 @@ class Index:
         new["content_bytes"] = list(map(len, contents))
         new["metadata_bytes"] = list(map(len, metadata))
         hashes = [bytes.fromhex(one.content_hash) for one in memories]
+        new["content_hash"] = np.frombuffer(b"".join([one[:8] for one in hashes]), ">u8")
         sizes = new["content_bytes"].astype(np.int64) + new["metadata_bytes"] + _HASH_BYTES
         new["blob"] = len(self._blob) + np.cumsum(sizes) - sizes
         self._blob += b"".join([part for texts in zip(contents, metadata, hashes, strict=True) for part in texts])
@@ -394,13 +395,13 @@ class Index:
         return self._slot_of
 
     def _link(self) -> None:
-        """Predecessor and successor of each memory in its session."""
+        """Predecessor and successor of each memory in its session; what was said at once goes by its content."""
         columns = self._columns.array
         members = np.flatnonzero(columns["session"] != NONE)
         if not len(members):
             return
         rows = columns[members]
-        order = np.lexsort((rows["id_low"], rows["id_high"], rows["created"], rows["turn"], rows["session"]))
+        order = np.lexsort((rows["content_hash"], rows["created"], rows["turn"], rows["session"]))
         members, sessions = members[order], rows["session"][order]
         same = sessions[1:] == sessions[:-1]
         columns["next"][members[:-1][same]] = members[1:][same]
@@ -418,7 +419,7 @@ class Index:
             return
 
         def key(which: int) -> tuple[int, ...]:
-            return tuple(int(columns[name][which]) for name in ("turn", "created", "id_high", "id_low"))
+            return tuple(int(columns[name][which]) for name in ("turn", "created", "content_hash"))
 
         last = self._session_last.get(session, NONE)
         before, after, mine = last, NONE, key(slot)

@@ -32,6 +32,7 @@ def chronological(memories: Sequence[Memory]) -> list[Memory]:
 
     def key(memory: Memory) -> tuple[object, ...]:
         its = session(memory)
-        return began[its], its, group(memory), memory.created_at.timestamp(), memory.turn_index or 0, memory.id
+        said = memory.created_at.timestamp(), memory.turn_index or 0, memory.content, memory.id
+        return began[its], its, group(memory), *said
 
     return sorted(memories, key=key)

@@ -8,6 +8,7 @@ agent's memories and a user's) share one idf, so that their memories compete wit
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -38,9 +39,16 @@ CANDIDATES = 64
 REACH = 2
 """Neighbours on each side that come along."""
 
-LEAST_BACKGROUND = 100
-"""Memories of an assumed background, which is as large as the namespace and this number together. A namespace of one
-memory then ranks and gates like one of a thousand: without it, idf of a word that the only memory holds is near 0."""
+BACKGROUND = 300
+"""Memories of an assumed background that stand beside the namespace's own. A namespace of one memory then ranks and
+gates like one of a thousand: without them, idf of a word that the only memory holds is near 0. From a thousand memories
+on, the namespace's own counts decide."""
+_HELD_BY_RANK = 1.2
+"""Memories of the background that hold the most common word, did it stand alone: a word of rank r is one of some 10 r
+words of a text (Zipf), and a memory has about twelve. So "allergic" tells more than "anything", held or not."""
+_MOST_HELD = 0.5
+_RAREST = 4e-5
+"""Share of the background that holds a word which the table does not know, as that of its last."""
 LEAST_INFORMATION = 7.0
 """Sum of idf below which a query counts as if it had that much: about one rare word, or three common ones. So "thanks,
 that worked" does not fully match every memory about work."""
@@ -59,8 +67,10 @@ weighed by all stems."""
 _POSTINGS_OF_STEP = 30_000
 """About half a millisecond."""
 _EVERYWHERE = 0.5
+_FUNCTION = 0.3
 _COMMON = 0.1
-"""Share of the background that holds such a word."""
+"""Share of the background that holds such a word; of these words the background is as large as the namespace besides,
+since a store of facts may seldom hold them, and they tell nothing all the same."""
 _BACKGROUND = {
     **dict.fromkeys(
         stems(
@@ -71,8 +81,26 @@ _BACKGROUND = {
         ),
         _COMMON,
     ),
+    **dict.fromkeys(map(str, range(100)), _COMMON),
+    **dict.fromkeys(
+        stems("die der den dem des man par pour plus dans como mas sie er wo mal gibt est"),
+        _COMMON,
+    ),
+    **dict.fromkeys(
+        stems(
+            """al als ao au auf aus bei beim bis c com con d da de di dir du e el en es et fur il im j l la lo mich mir
+            mit n na ne no o on par pas per por qu se sur um un von vor y zu"""
+        ),
+        _FUNCTION,
+    ),
     **dict.fromkeys(stems("user assistant agent"), _EVERYWHERE),
 }
+"""Of other languages those that no list of stop words may hold, since English has such a word or name."""
+_GRAMMAR = re.compile("^[\u3040-\u309f]+$|[的了是我你他她在有和什么吗呢吧个这那就都也不谁哪几]")
+"""Of pairs of characters: Japanese endings and particles, Chinese function words."""
+UNSPACED_SHARE = 0.4
+"""Of the information of a query without spaces, what a memory that says the same holds: of its pairs of characters half
+straddle two words."""
 
 LEAST_SIMILAR = 0.35
 """Cosine of two words below which they have nothing to do with each other (the static table's noise)."""
@@ -142,6 +170,9 @@ class Pool:
     session: NDArray[np.intp]
     """A number over all indexes, or NONE."""
     session_size: NDArray[np.intp]
+    words: NDArray[np.float32]
+    """Share of the query's information that it holds, or of that of one sentence that its author speaks of himself in;
+    equal words and alike ones count half each. 0..1."""
     lexical: NDArray[np.float32]
     """BM25 as a share of the query's information, about 0..1.5."""
     soft: NDArray[np.float32]
@@ -243,11 +274,12 @@ def _weighed(indexes: Sequence[Index], question: Question) -> list[_Weighed]:
     Those that no memory holds tell how much is unmatched, and may have a word of like meaning.
     """
     size = sum(map(len, indexes))
-    background = LEAST_BACKGROUND + size
     weighed = []
     for stem, word in zip(question.query.stems, question.ids.tolist(), strict=True):
         count = sum(index.count(stem) for index in indexes)
-        seen = count + background * _BACKGROUND.get(stem, 0.0)
+        common = _BACKGROUND.get(stem) or (_FUNCTION if stem[0] > "\u0dff" and _GRAMMAR.search(stem) else 0.0)
+        background = BACKGROUND + size if common else BACKGROUND
+        seen = count + background * max(common, _RAREST if word < 0 else min(_MOST_HELD, _HELD_BY_RANK / (word + 1)))
         idf = math.log(1 + max(0.0, size + background - seen + 0.5) / (seen + 0.5))
         weighed.append(_Weighed(stem, word, idf, count))
     return sorted(weighed, key=lambda one: (not one.held_by, -one.idf))
@@ -355,8 +387,17 @@ def _measure(
     words, counts = index.words_of(slots)
     likeness = meanings.likeness(asked, words, counts)
     likeness[weights[: len(asked)] > 0] = 1
-    soft = idf[: len(asked)] @ likeness / total
-    soft /= np.float32(1 - SOFT_LENGTH) + np.float32(SOFT_LENGTH / SOFT_REFERENCE) * counts.astype(np.float32)
+    length = np.float32(1 - SOFT_LENGTH) + np.float32(SOFT_LENGTH / SOFT_REFERENCE) * counts.astype(np.float32)
+    soft = np.minimum(idf[: len(asked)] @ likeness / total / length, 1)
+    if question.query.is_unspaced:
+        words = np.minimum(lexical / np.float32(UNSPACED_SHARE), 1)
+    else:
+        words = (np.minimum(lexical, 1) + soft) / 2
+        for sentence in question.query.own:
+            its = idf * np.array([one.stem in sentence for one in weighed], np.float32)
+            least = np.float32(max(LEAST_INFORMATION, np.sort(its)[-MOST_INFORMATIVE:].sum()))
+            alike = np.minimum(its[: len(asked)] @ likeness / least / length, 1)
+            words = np.maximum(words, (np.minimum(its @ weights / least, 1) + alike) / 2)
 
     if question.vector is None or index.vectors is None:
         cosine = np.zeros(len(slots), np.float32)
@@ -379,8 +420,9 @@ def _measure(
         next=_places(slots, columns["next"]),
         session=np.where(sessions == NONE, NONE, sessions + (number << 32)),
         session_size=index.session_sizes(sessions),
+        words=words,
         lexical=lexical,
-        soft=np.minimum(soft, 1),
+        soft=soft,
         cosine=cosine,
         is_named=_named(index, columns["subject"], question.query),
         is_dated=_dated(columns["created"], question.query),

@@ -33,7 +33,7 @@ def select(
     What is pinned is there whatever is asked; a profile comes along when memories are called for.
     """
     scored = ranking.scored
-    gate = required_relevance(query, min_relevance, names_subject=ranking.names_subject)
+    gate = required_relevance(query, min_relevance, names_subject=ranking.names_subject, evaluated=ranking.evaluated)
     is_open = bool(scored) and ranking.best_relevance >= gate
     return pack(
         scored,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from extproc.memory.embedding import EmbedderUnavailable, StaticTable, open_embe
 from extproc.memory.text import content_words, parse_query, stems
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import date
 
     from numpy.typing import NDArray
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATE_MARK",
+    "MOST_OF_TURNS",
+    "TURN_BEGINS",
+    "TURN_ENDS",
     "Features",
     "Indexer",
     "Question",
@@ -29,18 +33,25 @@ __all__ = [
     "WindowIndexer",
     "WordTable",
     "asked_date_stems",
+    "by_turn",
     "date_stems",
     "indexed_text",
     "open_indexer",
     "speaker",
     "subject",
+    "turn_of",
+    "window",
 ]
 
-TEXT_VERSION = "2"
-"""Of this file and `text`: changes when the same memory gives other stems or words."""
+TEXT_VERSION = "3"
+"""Of this file and `text`: changes when the same memory gives other stems, words or predecessors."""
 DATE_MARK = "@"
 WINDOW = 2
 """Predecessors in a memory's vector (LoCoMo, R@10 of the vector alone: 39 without, 49 with two)."""
+MOST_OF_TURNS = 8 * WINDOW
+"""Memories of a session in which the predecessors are looked for: a turn seldom leaves more than a few."""
+TURN_BEGINS, TURN_ENDS = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+"""No memory of a numbered turn is earlier or later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ class Features:
     words: bytes
     """Ids in the word table, int32 little-endian, in order; unknown words are left out."""
     vector: bytes
-    """Of the memory and its two predecessors in the session: float16 little-endian, unit length; empty: none."""
+    """Of the memory and its predecessors in the session (`window`): float16 little-endian, unit length; empty: none."""
 
 
 class Row(NamedTuple):
@@ -152,6 +163,35 @@ class WindowIndexer:
 
     def _words(self, text: str) -> bytes:
         return self.table.words(" ".join(dict.fromkeys(content_words(text)))).astype("<i4").tobytes()
+
+
+def turn_of(memory: Memory) -> tuple[int, datetime]:
+    """Where in its session it was said: what comes of one turn has one place, whatever its ids and microseconds."""
+    return (-1, memory.created_at) if memory.turn_index is None else (memory.turn_index, TURN_BEGINS)
+
+
+def by_turn(memory: Memory) -> tuple[object, ...]:
+    """The order of a session; of one turn the fullest is the last."""
+    return *turn_of(memory), *_fullness(memory)
+
+
+def window(memory: Memory, others: Iterable[Memory]) -> list[Memory]:
+    """Its predecessors among others of the session: of each of the WINDOW turns before it the fullest, oldest first.
+
+    What comes of its own turn says the same in other words: with it, a vector would hang on the order of ids.
+    """
+    mine = turn_of(memory)
+    of_turn: dict[tuple[int, datetime], Memory] = {}
+    for other in others:
+        if (its := turn_of(other)) < mine:
+            known = of_turn.get(its)
+            if known is None or _fullness(other) > _fullness(known):
+                of_turn[its] = other
+    return [of_turn[its] for its in sorted(of_turn)[-WINDOW:]]
+
+
+def _fullness(memory: Memory) -> tuple[int, str]:
+    return len(memory.content), memory.content
 
 
 def date_stems(date: date) -> list[str]:

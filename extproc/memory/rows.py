@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from extproc.memory.database import insert_into
 from extproc.memory.embedding.embedder import EmbedderUnavailable
-from extproc.memory.features import Features, Row
+from extproc.memory.features import MOST_OF_TURNS, TURN_BEGINS, TURN_ENDS, Features, Row, by_turn, turn_of, window
 from extproc.memory.model import Category, Memory, Namespace, Source, Status
 from extproc.memory.schema import SLOT_CHARS, TURN, UtcDateTime, memories, memory_versions
 from extproc.memory.store import Added, Outdated, ScoreUpdate, Version
@@ -64,7 +64,6 @@ FEATURES = [_c[name] for name in _FEATURE_NAMES]
 """In the order of Features' fields, after COLUMNS: the columns of a Row."""
 _ROW_COLUMNS = [*COLUMNS, *FEATURES]
 
-_PREDECESSORS = 2
 _MOST_BETWEEN = 10_000
 """Rows of a session between the first and the last of a batch: more is no conversation."""
 _FEW_SESSIONS = 3
@@ -382,13 +381,13 @@ class Rows:
             if memory.session_id is not None and memory.status not in _UNSEEN:
                 sessions[memory.session_id].append(memory)
         for session_id in sessions.keys() - self._known_sessions(partition, list(sessions)):
-            line = sorted(sessions.pop(session_id), key=_order)
-            before.update({one.id: line[max(0, at - _PREDECESSORS) : at] for at, one in enumerate(line)})
+            line = sorted(sessions.pop(session_id), key=by_turn)
+            before.update({one.id: window(one, line[max(0, at - MOST_OF_TURNS) : at]) for at, one in enumerate(line)})
         for session_id, its in sessions.items():
             stored = [one for one in self._around(partition, session_id, its) if one.id not in mine]
-            line = sorted([*its, *stored], key=_order)
-            for place, memory in enumerate(line):
-                last = line[max(0, place - _PREDECESSORS) : place]
+            line = sorted([*its, *stored], key=by_turn)
+            for at, memory in enumerate(line):
+                last = window(memory, line[max(0, at - MOST_OF_TURNS) : at])
                 if memory.id in mine:
                     before[memory.id] = last
                 elif not mine.isdisjoint(one.id for one in last):
@@ -407,18 +406,18 @@ class Rows:
         return [Outdated(memory, its) for memory, its in zip(these, before, strict=True)]
 
     def _around(self, partition: Namespace, session_id: str, its: Sequence[Memory]) -> Iterable[Memory]:
-        """The session's rows from two before the first to two after the last."""
-        keys = sorted(map(_order, its))
-        first, last = _position(keys[0]), _position(keys[-1])
+        """The session's rows from two turns before the first to two after the last."""
+        places = sorted(map(turn_of, its))
+        first, last = _position(*places[0]), _position(*_end(places[-1]))
         query = select(*COLUMNS).where(owned(partition), _c.session_id == session_id, _c.status.not_in(_UNSEEN))
-        up, down = _POSITION, [one.desc() for one in _POSITION]
+        up, down = [*_POSITION, _c.id], [one.desc() for one in (*_POSITION, _c.id)]
+        before, after = tuple_(*_POSITION) < first, tuple_(*_POSITION) > last
+        inside = and_(tuple_(*_POSITION) >= first, tuple_(*_POSITION) <= last)
         found = [
-            query.where(tuple_(*_POSITION) < first).order_by(*down).limit(_PREDECESSORS),
-            query.where(tuple_(*_POSITION) > last).order_by(*up).limit(_PREDECESSORS),
+            query.where(before).order_by(*down).limit(MOST_OF_TURNS),
+            query.where(inside).order_by(*up).limit(_MOST_BETWEEN),
+            query.where(after).order_by(*up).limit(MOST_OF_TURNS),
         ]
-        if len(keys) > 1:
-            inside = and_(tuple_(*_POSITION) > first, tuple_(*_POSITION) < last)
-            found.append(query.where(inside).order_by(*up).limit(_MOST_BETWEEN))
         return [read_memory(row) for one in found for row in self._connection.execute(one)]
 
     # Reading
@@ -537,17 +536,17 @@ def _owner(memory: Memory) -> tuple[str, str]:
     return memory.agent_id, memory.user_id or ""
 
 
-_POSITION = (literal_column(TURN, Integer), _c.created_at, _c.id)
-"""Where in its session a memory stands, as the index `memories_by_turn` has it."""
+_POSITION = (literal_column(TURN, Integer), _c.created_at)
+"""As the index `memories_by_turn` has it, whose last column is the id."""
 
 
-def _order(memory: Memory) -> tuple[int, datetime, str]:
-    return (-1 if memory.turn_index is None else memory.turn_index, memory.created_at, memory.id)
+def _end(place: tuple[int, datetime]) -> tuple[int, datetime]:
+    turn, at = place
+    return turn, TURN_ENDS if at == TURN_BEGINS else at
 
 
-def _position(order: tuple[int, datetime, str]) -> ColumnElement[Any]:
-    turn, at, id_ = order
-    return tuple_(literal(turn, Integer), literal(at, UtcDateTime()), literal(id_, _c.id.type))
+def _position(turn: int, at: datetime) -> ColumnElement[Any]:
+    return tuple_(literal(turn, Integer), literal(at, UtcDateTime()))
 
 
 def _other_versions(version: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

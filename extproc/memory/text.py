@@ -55,9 +55,9 @@ _QUESTION_WORDS = _set(
 """Words that ask. In a memory they may carry a subject, in a query they only dilute it (LoCoMo, R@10: +6 points)."""
 
 _PERSONAL = _set(
-    """i my mine myself we our ours ourselves ich mein meine meinem meinen meiner wir unser unsere unserem unseren
-    je mes notre nos nous yo mi mis nuestra nuestras nuestro nuestros eu meu meus minha minhas nossa nossas nosso
-    nossos ik mijn wij onze moj moja moje jag benim"""
+    """i my mine myself we our ours ourselves ich mein meine meinem meinen meiner meines wir unser unsere unserem
+    unseren unserer unseres je mes notre nos nous yo mi mis conmigo nuestra nuestras nuestro nuestros eu meu meus minha
+    minhas comigo nossa nossas nosso nossos ik mijn wij onze moj moja moje jag benim"""
 )
 """Words by which a query speaks of its author, about whom most memories are."""
 _PERSONAL_UNSPACED = re.compile("(?<![帮幫给給教诉訴])我|私|僕|俺")
@@ -67,7 +67,15 @@ _HOW_TO = re.compile(
     re.IGNORECASE,
 )
 """\"How do I centre a div": the author is in it and not what it is about."""
+_TO_ME = re.compile(r"\b(?:ask|find|get|give|help|let|make|send|show|teach|tell|for|to|tu|vous) me\b", re.IGNORECASE)
+"""Who asks is the one who is served, and not what it is about."""
+_OF_ME = re.compile(
+    r"(?<=\w )me\b[^.!?]{0,300}\?|\b(?:bei|mit|von|über) mir\b|\b(?:an|über|gegen) mich\b|\b(?:avec|chez|sur) moi\b"
+    r"|\bm(?:on|a) [^\W\d]",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.!?:;\n]")
+_MOST_SENTENCES = 8
 _LETTER = re.compile(r"[^\W\d_]")
 _CAPITAL_AFTER_WORD = re.compile(r"[^\W_] [\"'(]?[A-Z][a-z]")
 
@@ -103,9 +111,12 @@ _PAST = re.compile(
     r"|以前|之前|原来|当初|最初|かつて|前は|前の|元の",
     re.IGNORECASE,
 )
+_ASKS = re.compile("[?？]")
 _EVENT = re.compile(
-    r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|avait|avaient|était|étaient|a-t|ont"
-    r"|fue|fueron|era|eran|foi|foram|eram)\b[^.!]*\?"
+    r"\b(?:did|was|were|had|has|have|will|hat|haben|hatte|war|waren|wurden?|a-t|ont|(?:\w{3,20}|av)ai(?:en)?t"
+    r"|(?:a|est|sont) \w{1,20}ée?s?|fue|fueron|era|eran|hubo|foi|foram|eram"
+    r"|\w{3,20}(?:aron|ieron|avam?|aban?|aram|ió|ou))\b[^.!?]{0,300}\?"
+    r"|\b(?:ist|sind|bin) [^.!?]{0,99}\b(?:\w{0,4}ge\w{2,20}(?:en|t)|(?:be|ent|er|ver)\w{2,20}en) ?\?"
     r"|(?:了|过|た|たの|ましたか|ですか)[?？]",
     re.IGNORECASE,
 )
@@ -130,7 +141,8 @@ _DATE = re.compile(
 _IRREGULAR = {
     "allergic": "allergy", "ate": "eat", "eaten": "eat", "birthdate": "birthday", "born": "birth", "bought": "buy",
     "brought": "bring", "built": "build", "children": "child", "chose": "choose", "chosen": "choose", "colour": "color",
-    "colours": "color", "drank": "drink", "driven": "drive", "drove": "drive", "favourite": "favorite",
+    "colours": "color", "drank": "drink", "driven": "drive", "drove": "drive", "employer": "work", "employers": "work",
+    "favourite": "favorite",
     "favourites": "favorite", "feet": "foot", "felt": "feel", "flew": "fly", "flies": "fly", "flight": "fly",
     "flights": "fly", "flown": "fly", "grew": "grow", "grown": "grow", "held": "hold", "kept": "keep", "left": "leave",
     "lives": "live", "lost": "lose", "marriage": "marry", "men": "man", "met": "meet", "mice": "mouse", "mum": "mom",
@@ -143,6 +155,7 @@ _IRREGULAR = {
 
 # A word with the suffix that tells C++ and C# from C; or one run of a script that puts no spaces between words.
 _UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_SPACED_END = "\u0dff"
 _TOKEN = re.compile(rf"[^\W_{_UNSPACED}]+(?:\+\+|#)?|[{_UNSPACED}]+")
 _ASCII_TOKEN = re.compile(r"[a-z0-9]+(?:\+\+|#)?")
 _ACCENTS = re.compile("[\u0300-\u036f]")
@@ -160,6 +173,16 @@ class _Stemmers(threading.local):
 _stemmers = _Stemmers()
 
 
+_KNOWN = re.compile(
+    r"\bthe (?!answer|best|capital|code|difference|error|following|last|meaning|previous|same|sentence|text|word"
+    r"|earth|internet|moon|ocean|sea|sky|sun|universe|weather|world)"
+    r"[\w'’-]+\b(?! (?:of|between|that|which)\b)",
+    re.IGNORECASE,
+)
+"""\"Who has the key?": which key goes without saying between those who know each other. \"The colour of the sea" is not
+of that kind."""
+
+
 class Subject(Enum):
     """What a query speaks of, by its form: the less a memory could be about it, the more it must match."""
 
@@ -169,6 +192,8 @@ class Subject(Enum):
     """Somebody or something with a name."""
     EVENT = auto()
     """Something that happened or was settled."""
+    KNOWN = auto()
+    """Something that is spoken of as known."""
     ANYTHING = auto()
     """Most often a task that stands on its own."""
 
@@ -199,6 +224,11 @@ class Query:
     """Of each stem the word that had it first, as a table of words knows it."""
     subject: Subject
     moment: Moment = Moment.ANY
+    own: tuple[frozenset[str], ...] = ()
+    """Of several sentences the stems of each that speaks of its author, the last ones: what stands beside them need not
+    be known to answer them."""
+    is_unspaced: bool = False
+    """Most stems are pairs of characters, of a script that puts no spaces between words."""
     dates: tuple[WrittenDate, ...] = ()
 
 
@@ -218,7 +248,22 @@ def parse_query(text: str) -> Query:
     first: dict[str, str] = {}
     for stem, word in zip(_stem(words), words, strict=True):
         first.setdefault(stem, word)
-    return Query(tuple(first), tuple(first.values()), _subject(text), _moment(text), _dates(text))
+    subject = _subject(text)
+    own = _own_sentences(text) if subject is Subject.AUTHOR else ()
+    is_unspaced = 2 * sum(stem[0] > _SPACED_END for stem in first) > len(first)
+    return Query(tuple(first), tuple(first.values()), subject, _moment(text), own, is_unspaced, _dates(text))
+
+
+def _own_sentences(text: str) -> tuple[frozenset[str], ...]:
+    sentences = [sentence for sentence in _SENTENCE_END.split(text) if _LETTER.search(sentence)]
+    if len(sentences) < 2:
+        return ()
+    own = []
+    for sentence in sentences[-_MOST_SENTENCES:]:
+        if _subject(sentence) is Subject.AUTHOR:
+            its = frozenset(_stem([word for word in content_words(sentence) if word not in _QUESTION_WORDS]))
+            own += [its] if its else []
+    return tuple(own)
 
 
 def _moment(text: str) -> Moment:
@@ -240,11 +285,14 @@ def _dates(text: str) -> tuple[WrittenDate, ...]:
 
 
 def _subject(text: str) -> Subject:
-    if not _PERSONAL.isdisjoint(_words(_HOW_TO.sub(" ", text))) or _PERSONAL_UNSPACED.search(text):
+    bare = _HOW_TO.sub(" ", _TO_ME.sub(" ", text))
+    if not _PERSONAL.isdisjoint(_words(bare)) or _OF_ME.search(bare) or _PERSONAL_UNSPACED.search(text):
         return Subject.AUTHOR
-    if _EVENT.search(text) or _PAST.search(text):
+    if (_ASKS.search(text) and _EVENT.search(text)) or _PAST.search(text):
         return Subject.EVENT
-    return Subject.NAMED if any(map(_is_naming, _SENTENCE_END.split(text))) else Subject.ANYTHING
+    if any(map(_is_naming, _SENTENCE_END.split(text))):
+        return Subject.NAMED
+    return Subject.KNOWN if _KNOWN.search(text) else Subject.ANYTHING
 
 
 def _is_naming(sentence: str) -> bool:
@@ -264,7 +312,7 @@ def _words(text: str) -> list[str]:
     folded = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFKD", bounded.casefold())))
     words = []
     for word in _TOKEN.findall(folded):
-        if word[0] > "\u0dff" and re.match(f"[{_UNSPACED}]", word):
+        if word[0] > _SPACED_END and re.match(f"[{_UNSPACED}]", word):
             words += [word[i : i + 2] for i in range(max(1, len(word) - 1))]  # character pairs
         else:
             words.append(word)

@@ -4,13 +4,17 @@ measured by the benchmark; this says that nothing common is broken."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 
+from extproc.context.cache import load_index
 from extproc.context.index import Index
 from extproc.context.pack import Exclusion
+from extproc.context.score import Ranking, required_relevance
 from extproc.context.select import select
-from extproc.memory.model import Memory
+from extproc.memory.model import Memory, Namespace
+from extproc.memory.sqlite import SqliteMemoryStore
 from extproc.memory.text import parse_query
 from extproc.settings import EngineSettings, load
 
@@ -93,6 +97,19 @@ GENERIC = [
     "Write a polite email that declines a meeting.",
 ]
 
+TINY = [
+    ("What should I cook for dinner tonight? Is there anything that I am allergic to?", "allergic to peanuts"),
+    ("Where do I live?", "lives in Lisbon"),
+    ("What is my dog called?", "dog called Rex"),
+    ("Who is my employer?", "works at Acme Robotics"),
+    ("When is my deadline?", "deadline of the grant report is 12 May"),
+    ("How do I like my coffee?", "prefers coffee without sugar"),
+    ("I have an hour before the train leaves and it rains. What did I say about my dog?", "dog called Rex"),
+]
+"""Asked in namespaces of three, of ten and, where one memory answers, of one."""
+MARGIN = 0.25
+"""By how much of itself a gate is passed, so that no rounding may close it."""
+
 UNRELATED = [
     f"{who} {what} {where}."
     for who in ("The customer", "Marta", "The release train", "Our supplier in Turin", "The night shift")
@@ -142,6 +159,72 @@ def test_a_question_finds_its_memory_alone_and_among_many(
 ) -> None:
     assert found(question, index_of([memory])) == [memory]
     assert memory in found(question, everything)[:3]
+
+
+def turns() -> list[tuple[int, str, dict[str, object]]]:
+    """What a worker makes of three turns: each turn nearly verbatim, and the facts that it states."""
+    user: dict[str, object] = {"speaker": "user"}
+    return [
+        (0, "I moved to Lisbon in March and I'm allergic to peanuts", user),
+        (0, "The user lives in Lisbon (moved in March (2026-03)).", {"subject": "user"}),
+        (0, "The user is allergic to peanuts.", {"subject": "user"}),
+        (1, "My dog Rex sleeps all day", user),
+        (1, "The user has a dog called Rex.", {"subject": "user"}),
+        (2, "I work at Acme Robotics and the grant report is due on 12 May", user),
+        (2, "The user works at Acme Robotics.", {"subject": "user"}),
+        (2, "The user's deadline of the grant report is 12 May.", {"subject": "user"}),
+        (3, "no sugar in my coffee please", user),
+        (3, "The user prefers coffee without sugar.", {"subject": "user"}),
+    ]
+
+
+def gate_and_best(asking: Asking, question: str, index: Index) -> tuple[float, Ranking]:
+    ranking = asking.rank(question, index)
+    required = required_relevance(
+        parse_query(question),
+        load(EngineSettings).min_relevance,
+        names_subject=ranking.names_subject,
+        evaluated=ranking.evaluated,
+    )
+    return required, ranking
+
+
+@pytest.mark.parametrize(("question", "answer"), TINY)
+def test_the_gate_opens_wide_in_a_tiny_namespace(
+    question: str, answer: str, asking: Asking, make: MakeMemory, tmp_path: Path, agent: Namespace
+) -> None:
+    every = turns()
+    turn = next(turn for turn, text, _ in every if answer in text)
+    sizes = {
+        1: [one for one in every if answer in one[1]][-1:],
+        3: [one for one in every if one[0] == turn],
+        10: every,
+    }
+    for size, said in sizes.items():
+        found = set()
+        for attempt in range(3):
+            store = SqliteMemoryStore.open(f"sqlite:///{tmp_path}/{size}-{attempt}.db", asking.indexer)
+            try:
+                store.add_many(
+                    [make(text, session_id="s", turn_index=at, metadata=metadata) for at, text, metadata in said]
+                )
+                required, ranking = gate_and_best(asking, question, load_index(store, asking.indexer, agent))
+            finally:
+                store.close()
+            assert ranking.best_relevance > (1 + MARGIN) * required
+            assert any(answer in one.memory.content for one in ranking.scored[:3])
+            found.add(tuple(sorted((one.memory.content, round(one.composite, 6)) for one in ranking.scored)))
+        assert len(found) == 1  # whatever the ids
+
+
+@pytest.mark.parametrize("prompt", GENERIC)
+def test_a_prompt_that_needs_no_memory_gets_none_in_a_tiny_namespace(
+    prompt: str, asking: Asking, make: MakeMemory
+) -> None:
+    memories = [make(text, session_id="s", turn_index=turn, metadata=metadata) for turn, text, metadata in turns()]
+    for count in (1, 3, 10):
+        required, ranking = gate_and_best(asking, prompt, asking.index(*memories[:count]))
+        assert ranking.best_relevance < required
 
 
 @pytest.mark.parametrize("prompt", GENERIC)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
-from extproc.context.index import MOST_DEAD, Index
+from extproc.context.index import MOST_DEAD, NONE, Index
 from extproc.memory.features import Features, Row
 from extproc.memory.model import Category, Memory, Namespace, Source, Status
 
@@ -72,6 +72,22 @@ def test_neighbours_are_in_the_order_of_turns_whenever_they_came(asking: Asking,
     assert chain("previous", slots["turn 4"]) == ["turn 4", "turn 3", "turn 2", "turn 0"]
     assert index.before(make("x", session_id="s", turn_index=9), 2) == [turns[3], turns[4]]
     assert index.before(make("x", session_id="s", turn_index=1), 2) == [turns[0]]
+
+
+def test_what_is_of_one_turn_has_one_order_whatever_the_ids(asking: Asking, make: MakeMemory) -> None:
+    orders = set()
+    for _ in range(9):
+        said = [make(text, session_id="s", turn_index=0) for text in ("tea", "milk", "rye")]
+        index = asking.index(said[0])
+        index.update(asking.rows(said[1:]))
+        for one in (index, asking.index(*said[::-1])):
+            links = {
+                one.memory(slot).content: one.memory(int(after)).content
+                for slot, after in enumerate(one.column("next"))
+                if after != NONE
+            }
+            orders.add(tuple(sorted(links.items())))
+    assert len(orders) == 1
 
 
 def test_an_index_wears_out(asking: Asking, make: MakeMemory) -> None:

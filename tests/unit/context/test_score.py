@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from extproc.context.score import DEFAULT_PARTS, Weights, rank, required_relevance
+from extproc.context.score import CHANCES, DEFAULT_PARTS, Weights, rank, required_relevance
 from extproc.memory.model import Memory
 from extproc.memory.text import parse_query
 
@@ -87,13 +87,23 @@ def test_scores_are_shares_and_the_parts_are_those_of_the_memory(asking: Asking,
         ("does Caroline drink tea", True, 0.25),
         ("does Caroline drink tea", False, 0.4),
         ("tea recipe", False, 0.6),
+        ("who has the teapot", False, 0.4),
         ("my tea", True, 0.2),
     ],
 )
 def test_the_gate_is_higher_for_what_is_not_about_the_author(query: str, names_subject: bool, gate: float) -> None:
-    assert required_relevance(parse_query(query), 0.2, names_subject=names_subject) == pytest.approx(gate)
+    required = required_relevance(parse_query(query), 0.2, names_subject=names_subject, evaluated=CHANCES)
+    assert required == pytest.approx(gate)
+
+
+def test_the_gate_is_higher_the_more_memories_may_be_near_by_chance() -> None:
+    few, some, many = (
+        required_relevance(parse_query("ask Bob"), 0.2, names_subject=False, evaluated=count)
+        for count in (0, CHANCES, 10 * CHANCES)
+    )
+    assert few < some < many < 1.2 * some
 
 
 def test_a_gate_of_0_is_open_and_a_high_one_stays_as_set() -> None:
-    assert required_relevance(parse_query("tea"), 0.0, names_subject=False) == 0
-    assert required_relevance(parse_query("tea"), 0.9, names_subject=False) == 0.9
+    assert required_relevance(parse_query("tea"), 0.0, names_subject=False, evaluated=9) == 0
+    assert required_relevance(parse_query("tea"), 0.9, names_subject=False, evaluated=9) == 0.9

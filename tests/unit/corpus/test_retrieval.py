@@ -22,14 +22,14 @@ TENTH = 1
 """Of FIRST."""
 
 OWN = {
-    Group("English", "all"): 81, Group("English", "latest"): 76, Group("English", "multi"): 70,
-    Group("English", "paraphrase"): 68, Group("English", "past"): 91, Group("English", "preference"): 50,
+    Group("English", "all"): 82, Group("English", "latest"): 76, Group("English", "multi"): 73,
+    Group("English", "paraphrase"): 73, Group("English", "past"): 91, Group("English", "preference"): 50,
     Group("English", "single"): 87, Group("English", "temporal"): 78, Group("across", "all"): 37,
-    Group("other", "all"): 62, Group("other", "latest"): 54, Group("other", "past"): 63, Group("other", "single"): 74,
-    Group("other", "temporal"): 61, Group("other", "multi"): 47, Group("other", "paraphrase"): 39,
-    Group("other", "preference"): 39,
+    Group("other", "all"): 66, Group("other", "latest"): 54, Group("other", "past"): 65, Group("other", "single"): 71,
+    Group("other", "temporal"): 66, Group("other", "multi"): 50, Group("other", "paraphrase"): 50,
+    Group("other", "preference"): 57,
 }  # fmt: skip
-POOLED = {Group("English", "all"): 59, Group("other", "all"): 44}
+POOLED = {Group("English", "all"): 59, Group("other", "all"): 47}
 """R@10, percent."""
 
 Stores = tuple[list[Store], Store]
@@ -97,4 +97,4 @@ def test_few_generic_prompts_get_a_block_and_most_questions_of_english_users_do(
         asked += len(texts)
         opened += len(texts) * its.asked[place] / 100
         assert its.unrelated[place] <= 10
-    assert opened / asked >= 0.64
+    assert opened / asked >= 0.73

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from random import randrange
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from extproc.memory.embedding import EmbedderUnavailable, StaticTable
-from extproc.memory.features import WindowIndexer, indexed_text, open_indexer, speaker, subject
+from extproc.memory.features import WindowIndexer, indexed_text, open_indexer, speaker, subject, window
 from extproc.memory.model import Memory, Namespace, new_memory
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -51,6 +52,27 @@ def test_a_vector_is_of_the_memory_and_its_last_two_predecessors(indexer: Window
     assert vector(window.vector) @ asked > vector(alone.vector) @ asked + 0.2
     assert indexer.features([made("yes, on Friday")], [before[1:]])[0] == window
     assert abs(float(np.linalg.norm(vector(window.vector))) - 1) < 0.01
+
+
+def test_predecessors_are_the_fullest_of_the_turns_before_whatever_the_ids() -> None:
+    def said(content: str, turn: int) -> Memory:
+        apart = NOON + timedelta(microseconds=randrange(5))  # as a worker writes them
+        return new_memory(AGENT, content, id=str(uuid.uuid4()), now=apart, session_id="s", turn_index=turn)
+
+    for _ in range(9):
+        turns = [
+            [said("I moved to Lisbon and eat no peanuts", 0), said("Lives in Lisbon", 0), said("Eats no peanuts", 0)],
+            [said("My dog is called Rex", 1), said("Dog: Rex", 1)],
+            [said("a", 2), said("b", 2)],
+            [said("later", 3)],
+        ]
+        line = sorted((one for turn in turns for one in turn), key=lambda memory: memory.id)
+        for one in turns[2]:
+            assert [found.content for found in window(one, line)] == [
+                "I moved to Lisbon and eat no peanuts", "My dog is called Rex"
+            ]  # fmt: skip
+        assert all(window(one, line) == [] for one in turns[0])
+        assert [found.content for found in window(turns[3][0], line)] == ["My dog is called Rex", "b"]
 
 
 def test_what_has_no_known_word_has_no_vector(indexer: WindowIndexer) -> None:

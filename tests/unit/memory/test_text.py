@@ -39,6 +39,18 @@ def test_lines_together_never_cost_more_than_alone(texts: list[str]) -> None:
     assert estimate_tokens("".join(lines)) <= sum(map(estimate_tokens, lines))
 
 
+def test_of_several_sentences_those_of_the_author_stand_alone() -> None:
+    query = parse_query("What should we cook tonight? It is raining. Is there anything that I am allergic to?")
+    assert query.own == (frozenset({"cook", "tonight"}), frozenset({"anyth", "allergi"}))
+    assert parse_query("Is there anything that I am allergic to?").own == ()
+    assert parse_query("Fix this error. Be quick.").own == ()
+
+
+def test_a_script_without_spaces_is_known() -> None:
+    assert parse_query("我每个月的房租是多少？").is_unspaced
+    assert not parse_query("Translate 房租").is_unspaced
+
+
 def test_a_query_loses_question_words_and_repetitions() -> None:
     assert parse_query("Please tell me: what kind of dog is my dog?").stems == ("dog",)
     assert parse_query("what are they?").stems == ()
@@ -67,6 +79,20 @@ def test_a_query_loses_question_words_and_repetitions() -> None:
         ("12 Bob", Subject.ANYTHING),
         ("fine; Bob", Subject.ANYTHING),
         ("fine\nask Bob", Subject.NAMED),
+        ("Who has the key?", Subject.EVENT),
+        ("Who opens the front door?", Subject.KNOWN),
+        ("Draft the opening paragraph", Subject.KNOWN),
+        ("What is the colour of milk?", Subject.ANYTHING),
+        ("What is the difference?", Subject.ANYTHING),
+        ("What puts me off museums?", Subject.AUTHOR),
+        ("Can you give me a list?", Subject.ANYTHING),
+        ("Explain it to me, will it rain?", Subject.EVENT),
+        ("Quel oiseau a mangé le pain ?", Subject.EVENT),
+        ("Quelle est ma rue ?", Subject.AUTHOR),
+        ("¿Dónde celebraron la boda?", Subject.EVENT),
+        ("Wann sind die Monteure gekommen?", Subject.EVENT),
+        ("Was wächst bei mir?", Subject.AUTHOR),
+        ("erkläre mir die beugung", Subject.ANYTHING),
     ],
 )
 def test_what_a_query_speaks_of(text: str, subject: Subject) -> None:
@@ -77,9 +103,9 @@ def test_what_a_query_speaks_of(text: str, subject: Subject) -> None:
     "text", ["ab " * 21_845, "a" * 65_536, "1 A" * 21_845, "a" + "\u0315\u0300" * 32_768, "\ufdfa" * 3_640]
 )
 def test_a_hostile_text_takes_time_in_proportion(text: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     parse_query(text)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 def test_a_long_run_of_marks_parts_words_and_a_short_one_does_not() -> None:
