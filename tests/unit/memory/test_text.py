@@ -77,9 +77,9 @@ def test_what_a_query_speaks_of(text: str, subject: Subject) -> None:
     "text", ["ab " * 21_845, "a" * 65_536, "1 A" * 21_845, "a" + "\u0315\u0300" * 32_768, "\ufdfa" * 3_640]
 )
 def test_a_hostile_text_takes_time_in_proportion(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     parse_query(text)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_a_long_run_of_marks_parts_words_and_a_short_one_does_not() -> None:
