@@ -20,6 +20,7 @@ from extproc.turns.sinks import Refused, Unavailable
 from extproc.turns.trace import COLUMNS, ClickHouseTraces, migrate_traces
 from extproc.turns.turn import End, Entry, Turn, checkpoint_id, session_id
 from tests.integration.turns.clickhouse_side import ClickHouse, running
+from tests.integration.turns.valkey_side import eventually
 
 ORG, AGENT = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 NOW = datetime.now(UTC).replace(microsecond=123_000)
@@ -200,12 +201,14 @@ class TestAway:
         dice = random.Random(7)
         try:
             for _ in range(5):
-                time.sleep(0.2 + dice.random() * 0.3)
+                before = len(wanted)
+                eventually(lambda before=before: len(wanted) > before)  # type: ignore[misc]
+                time.sleep(dice.random() * 0.3)
                 own.kill()
                 own.start()
         finally:
             stopping.set()
-            writer.join(30)
+            writer.join(120)
         sink.close()
         assert len(wanted) >= 100
         assert own.request_ids() == wanted
@@ -349,8 +352,8 @@ class TestMigration:
 
 
 def _until_inserted(sink: ClickHouseTraces, batch: Sequence[Entry], token: str) -> None:
-    """As the delivery does: the same again until it is taken. 30 s at most."""
-    deadline = time.monotonic() + 30
+    """As the delivery does: the same again until it is taken. 90 s at most."""
+    deadline = time.monotonic() + 90
     while True:
         try:
             sink.insert(batch, token)
