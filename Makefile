@@ -11,9 +11,6 @@ PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 # Processes that share the tests; most of them wait for servers most of the time.
 WORKERS ?= 2
 
-# The tests start some hundred processes of ours, which compile every module again where Python may not keep the code.
-unexport PYTHONDONTWRITEBYTECODE
-
 .PHONY: help setup setup-envoys setup-celery run test test-fast test-envoys lint format typecheck proto settings lock bench clean
 
 help: ## This list

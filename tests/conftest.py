@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 
 # Before gRPC is imported: a child that is started beside a gRPC server runs its fork handlers, and can die of them.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# The tests start some hundred processes of ours: each would compile every module again, a third of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile("fast", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("deep", max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -37,7 +37,7 @@ DROPIN_IDENTITY = [
     "IBEX_IDENTITY_USER=header:x-ibex-user-id",
 ]
 """The beginning of a command whose process stands beside dropin.yaml, as it says there under A."""
-UP_S = 45.0
+UP_S = 90.0
 """For the start of a process, which takes a second unless the machine is busy."""
 File = Literal["envoy.yaml", "dropin.yaml"]
 Change = Callable[[envoy.Node], None]
