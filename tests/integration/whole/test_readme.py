@@ -55,7 +55,8 @@ def test_the_readme_is_true(envoy_binary: Path, provider: StandIn, tmp_path: Pat
     port = envoy.free_port()
     state = str(tmp_path / "state")
     own = {"IBEX_DATA": state, "IBEX_STATE_DIR": state, "IBEX_OTLP_ENDPOINT": ""}
-    environment = {**os.environ, **patience(envoy_binary, tmp_path), **own}
+    environment = {**os.environ, **own}
+    patient = patience(envoy_binary, tmp_path)
     printed = tmp_path / "printed"
     started: list[subprocess.Popen[bytes]] = []
 
@@ -69,7 +70,7 @@ def test_the_readme_is_true(envoy_binary: Path, provider: StandIn, tmp_path: Pat
     def start(command: str, url: str) -> None:
         with printed.open("ab") as file:
             process = subprocess.Popen(
-                ["sh", "-c", command], cwd=ROOT, env=environment, start_new_session=True, stdout=file
+                ["sh", "-c", command], cwd=ROOT, env=environment | patient, start_new_session=True, stdout=file
             )
         started.append(process)
         for _ in range(1800):
