@@ -54,8 +54,8 @@ def test_the_readme_is_true(envoy_binary: Path, provider: StandIn, tmp_path: Pat
     assert len(found) >= 12
     port = envoy.free_port()
     state = str(tmp_path / "state")
-    own = {"IBEX_DATA": state, "IBEX_STATE_DIR": state, "IBEX_OTLP_ENDPOINT": ""}
-    environment = {**os.environ, **own}
+    places = {"IBEX_DATA": state, "IBEX_STATE_DIR": state, "IBEX_OTLP_ENDPOINT": ""}
+    environment = {**os.environ, **places}
     patient = patience(envoy_binary, tmp_path)
     printed = tmp_path / "printed"
     started: list[subprocess.Popen[bytes]] = []
