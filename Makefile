@@ -8,6 +8,8 @@ ENVOY_VERSION ?= 1.40.0
 ENVOY_MATRIX := 1.36.4 1.37.0 1.38.3 1.39.3 1.40.0
 CELERY_MATRIX := 5.4.0 5.7.0
 PIP_FLAGS := --quiet --disable-pip-version-check --no-input
+# Processes that share the tests; most of them wait for servers most of the time.
+WORKERS ?= 2
 
 .PHONY: help setup setup-envoys setup-celery run test test-fast test-envoys lint format typecheck proto settings lock bench clean
 
@@ -41,8 +43,10 @@ setup-celery: $(CELERY_MATRIX:%=.celery/%/.ready) ## Install every Celery versio
 run: setup ## Everything on this machine: Envoy, filter, engine, a stand-in provider
 	$(BIN)/extproc up $(ARGS)
 
-test: setup setup-envoys setup-celery lint typecheck ## All checks and tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# What only needs the environment is checked while the other environments are installed.
+test: $(VENV)/.ready ## All checks and tests
+	$(MAKE) --no-print-directory --jobs=4 --output-sync=target setup setup-envoys setup-celery lint typecheck
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.ready ## Unit and property tests only
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)

@@ -445,11 +445,19 @@ def drop_tracing(config: Node) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free a moment ago. Another process may take it first: take it right before use."""
+    """A TCP port for a server that is about to start, which nobody else is given for a minute.
+
+    A connection that ends on it leaves it in TIME_WAIT: the kernel hands it out no more, while a server that binds it
+    by number with SO_REUSEADDR, as all of ours do, gets it. Just closed, the same port would come twice now and then.
+    """
     with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, 0))
-        port: int = listener.getsockname()[1]
-        return port
+        listener.listen(1)
+        address = listener.getsockname()
+        with socket.create_connection(address[:2]), listener.accept()[0]:  # whose end closes first waits
+            port: int = address[1]
+            return port
 
 
 @dataclass(slots=True)

@@ -20,10 +20,11 @@ from extproc.stack import envoy
 from extproc.stack.envoy import Address
 from tests.integration.conftest import StandIn, answers, running
 from tests.integration.otlp import Receiver, receive_spans
+from tests.integration.patient_stack import patience
 from tests.security.security_side import QUESTION, Caller, Commands, Gateway, Secrets, memory_of
 
 LAST = "test_left_behind.py"
-STOP_LIMIT_S = 40
+STOP_LIMIT_S = 120
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -153,7 +154,7 @@ def world(
     command = ["up", "--json", "--no-worker", "--listen", f"127.0.0.1:{envoy.free_port()}", "--data", str(state)]
     command += ["--otlp", evidence.spans.url, "--provider", f"http://{provider_process.address}"]
     environment = {
-        "IBEX_ENVOY": str(envoy_binary),
+        **patience(envoy_binary, directory),
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "IBEX_LOG_LEVEL": "debug",  # so that all that could be logged is

@@ -39,7 +39,7 @@ _TOKEN = re.compile("ibex_pat_[A-Za-z0-9]")
 """"ibex_pat_..." in a message is no token."""
 
 
-def eventually(is_so: Callable[[], Any], limit_s: float = 15.0) -> None:
+def eventually(is_so: Callable[[], Any], limit_s: float = 45.0) -> None:
     deadline = time.monotonic() + limit_s
     while not is_so():
         assert time.monotonic() < deadline, f"not so within {limit_s} s"

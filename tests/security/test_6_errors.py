@@ -79,7 +79,7 @@ def odd(
     manager["stream_idle_timeout"] = "1.5s"
     process = envoy.start(envoy_binary, envoy.write(config, directory / "envoy.yaml"), plan.admin, state_dir=directory)
     try:
-        process.wait_ready()
+        process.wait_ready(45)
         with httpx2.Client(base_url=f"http://{plan.listen}", timeout=20, trust_env=False) as client:
             yield Gateway(plan.listen, client, world.gateway.provider)
     finally:

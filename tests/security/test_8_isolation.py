@@ -175,7 +175,7 @@ def leaky(
         file = envoy.write(config, directory / "envoy.yaml")
         process = envoy.start(envoy_binary, file, envoy_admin, state_dir=directory)
         stack.callback(process.stop)
-        process.wait_ready()
+        process.wait_ready(45)
         client = stack.enter_context(httpx2.Client(base_url=f"http://{listen}", timeout=20, trust_env=False))
         yield Gateway(listen, client, world.gateway.provider), f"http://{engine_admin}", log
 

@@ -192,7 +192,7 @@ def shared_door(
             config = envoy.render(envoy.load(envoy.shipped("envoy.yaml")), plan)
             process = envoy.start(envoy_binary, envoy.write(config, place / "envoy.yaml"), envoy_admin, state_dir=place)
             stack.callback(process.stop)
-            process.wait_ready()
+            process.wait_ready(45)
             client = stack.enter_context(httpx2.Client(base_url=f"http://{listen}", timeout=20, trust_env=False))
             gateways[setting] = Gateway(listen, client, provider_process)
             eventually(lambda gate=gate: gate.metric("ibex_gate_revocation_channel_alive") == 1)  # type: ignore[misc]

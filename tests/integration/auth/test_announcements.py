@@ -43,7 +43,7 @@ class Listener:
         self.channel.subscribe(REVOCATIONS)
         self.channel.get_message(timeout=5)
 
-    def next(self, limit_s: float = 10.0) -> Any:
+    def next(self, limit_s: float = 45.0) -> Any:
         heard: list[Any] = []
 
         def has_come() -> bool:

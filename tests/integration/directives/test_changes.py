@@ -8,7 +8,7 @@ from uuid import uuid4
 import grpc
 
 from extproc.directives.directive import channel_of, encode, key_of
-from tests.integration.directives.directive_side import Side, eventually
+from tests.integration.directives.directive_side import SOON_S, Side, eventually
 from tests.integration.whole.engine_side import BLOCK
 
 
@@ -28,15 +28,15 @@ def test_a_change_is_seen_within_moments(side: Side, org: str, agent: str) -> No
     assert side.first(org, agent).startswith(BLOCK), "none yet, and the filter remembers that"
     for number in range(3):
         side.directive(org, agent, "set", f"Version {number}.")
-        eventually(lambda number=number: side.first(org, agent) == f"Version {number}.", 5)  # type: ignore[misc]
+        eventually(lambda number=number: side.first(org, agent) == f"Version {number}.", SOON_S)  # type: ignore[misc]
     side.directive(org, agent, "rollback")
-    eventually(lambda: side.first(org, agent) == "Version 1.", 5)
+    eventually(lambda: side.first(org, agent) == "Version 1.", SOON_S)
     side.directive(org, agent, "deactivate")
-    eventually(lambda: side.first(org, agent).startswith(BLOCK), 5)
+    eventually(lambda: side.first(org, agent).startswith(BLOCK), SOON_S)
     side.directive(org, agent, "activate")
-    eventually(lambda: side.first(org, agent) == "Version 1.", 5)
+    eventually(lambda: side.first(org, agent) == "Version 1.", SOON_S)
     side.directive(org, agent, "mode", "user_prepend")
-    eventually(lambda: "[DIRECTIVE]: Version 1.\n\n" in side.ask(org, agent).contents[0], 5)
+    eventually(lambda: "[DIRECTIVE]: Version 1.\n\n" in side.ask(org, agent).contents[0], SOON_S)
 
 
 def test_the_key_in_redis_is_that_of_the_contract(side: Side, org: str, agent: str) -> None:
@@ -60,7 +60,7 @@ def test_what_another_system_puts_into_redis_is_used(side: Side, org: str, agent
     assert seen.metadata["directive_version_id"] == "v-other"
     side.redis.execute("DEL", key_of(org, agent))
     side.redis.execute("PUBLISH", channel_of(org), f'{{"agent_id": "{agent}"}}')
-    eventually(lambda: side.first(org, agent).startswith(BLOCK), 5)
+    eventually(lambda: side.first(org, agent).startswith(BLOCK), SOON_S)
 
 
 def test_a_message_that_is_not_understood_has_the_whole_organisation_asked_for_again(
@@ -71,7 +71,7 @@ def test_a_message_that_is_not_understood_has_the_whole_organisation_asked_for_a
     side.redis.execute("SET", key_of(org, agent), encode("v2", "New.", ""), "EX", 60)
     assert side.first(org, agent) == "Old.", "nobody was told"
     side.redis.execute("PUBLISH", channel_of(org), "flush")
-    eventually(lambda: side.first(org, agent) == "New.", 5)
+    eventually(lambda: side.first(org, agent) == "New.", SOON_S)
 
 
 def test_rubbish_in_redis_is_passed_over(side: Side, org: str, agent: str) -> None:
@@ -102,7 +102,7 @@ def test_an_organisation_never_gets_anothers_directive(side: Side, org: str, age
     assert side.ask(org, agent, {"x-ibex-agent-id": agent.upper()}).contents[0] == "Only for the first."
     side.redis.execute("PUBLISH", channel_of(other), json.dumps({"agent_id": agent, "org_id": org}))
     side.directive(other, agent, "set", "Only for the second.")
-    eventually(lambda: side.first(other, agent) == "Only for the second.", 5)
+    eventually(lambda: side.first(other, agent) == "Only for the second.", SOON_S)
     assert side.first(org, agent) == "Only for the first."
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from extproc.directives.directive import channel_of, encode, key_of
-from tests.integration.directives.directive_side import Side, eventually, running
+from tests.integration.directives.directive_side import SOON_S, Side, eventually, running
 from tests.integration.whole.engine_side import BLOCK
 
 
@@ -32,7 +32,7 @@ def test_without_redis_changes_come_from_the_service_and_afterwards_at_once_agai
     own.redis.start()
     eventually(own.is_heard)
     own.directive(org, agent, "set", "Three.")
-    eventually(lambda: own.first(org, agent) == "Three.", 5)
+    eventually(lambda: own.first(org, agent) == "Three.", SOON_S)
 
 
 def test_with_nobody_to_ask_what_is_at_hand_is_used_and_nobody_waits(own: Side, org: str, agent: str) -> None:
@@ -71,7 +71,7 @@ def test_a_frozen_redis_costs_no_directive(own: Side, org: str, agent: str) -> N
         own.redis.thaw()
     eventually(own.is_heard)
     own.directive(org, agent, "set", "Three.")
-    eventually(lambda: own.first(org, agent) == "Three.", 5)
+    eventually(lambda: own.first(org, agent) == "Three.", SOON_S)
 
 
 def test_a_redis_that_lost_its_memory_is_filled_again(own: Side, org: str, agent: str) -> None:
@@ -90,7 +90,7 @@ def test_without_a_service_directives_are_those_in_redis(tmp_path: Path, org: st
         assert side.first(org, agent) == "One.", "a key that is not there is not remembered"
         side.redis.execute("DEL", key_of(org, agent))
         side.redis.execute("PUBLISH", channel_of(org), agent)
-        eventually(lambda: side.first(org, agent).startswith(BLOCK), 5)
+        eventually(lambda: side.first(org, agent).startswith(BLOCK), SOON_S)
 
 
 def test_without_redis_and_address_there_are_none(tmp_path: Path, org: str, agent: str) -> None:

@@ -24,7 +24,7 @@ from redis import Redis
 from extproc.stack import envoy
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address
-from tests.integration.conftest import AGENT, ORG
+from tests.integration.conftest import AGENT, ORG, UP_S, answers
 from tests.integration.http_side import TOKEN
 from tests.integration.turns.valkey_side import eventually, valkey
 
@@ -181,15 +181,11 @@ class GateProcess:
                 env={**os.environ, "PYTHONPATH": f"{root}:{root / 'proto'}", **self.environment},
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
-        for _ in range(200):
+        is_up, deadline = answers(f"http://{self.admin}/health"), time.monotonic() + UP_S
+        while not is_up():
             assert self.process.poll() is None, self.log_file.read_text()
-            try:
-                if httpx2.get(f"http://{self.admin}/health", timeout=1).is_success:
-                    return
-            except httpx2.TransportError:
-                pass
+            assert time.monotonic() < deadline, self.log_file.read_text()
             time.sleep(0.05)
-        raise AssertionError(self.log_file.read_text())
 
     def kill(self) -> None:
         if self.process is not None:

@@ -39,22 +39,23 @@ def uncounted(request: pytest.FixtureRequest, open_door: Opener, tmp_path: Path,
 def test_a_slow_auth_service_is_a_503_and_what_is_cached_goes_on(own: Door, provider: StandIn) -> None:
     warm, cold = own.caller(), own.caller()
     assert warm.chat().status_code == 200
-    own.auth.delay_s = 3.0
+    own.auth.delay_s = 12.0
     started = time.monotonic()
     check_denied(cold.chat(), 503, "SERVICE_DEGRADED")
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 12.0
     own.auth.delay_s = 0.0
     assert warm.chat().status_code == 200
 
 
 def test_without_the_auth_service_a_cold_token_is_a_503_and_an_expired_entry_is_not_served(own: Door) -> None:  # 2.8
-    warm = own.caller(expires_at=time.time() + 9)
+    expires_at = time.time() + 10
+    warm = own.caller(expires_at=expires_at)
     cold = own.caller()
     assert warm.chat().status_code == 200
     assert warm.chat().headers["x-ibex-auth-cached"] == "true"
     own.auth.stop()
     check_denied(cold.chat(), 503, "SERVICE_DEGRADED")
-    time.sleep(4.5)  # less than five seconds to its expiry now
+    time.sleep(max(0.0, expires_at - 4.5 - time.time()))  # its last five seconds are not served from the cache
     check_denied(warm.chat(), 503, "SERVICE_DEGRADED")
     own.auth.start()
     eventually(lambda: cold.chat().status_code == 200)
@@ -133,7 +134,7 @@ def test_a_redis_that_stands_still_costs_no_more_than_its_deadline(own: Door) ->
         started = time.monotonic()
         for _ in range(20):
             assert caller.chat().status_code == 200
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
     finally:
         own.redis.thaw()
     eventually(lambda: "x-ratelimit-limit" in caller.chat().headers)
@@ -165,8 +166,7 @@ def test_a_revocation_that_nobody_can_read_empties_the_cache(own: Door) -> None:
     caller = own.caller()
     caller.chat()
     own.redis.execute("PUBLISH", "ibex:token:revocations", "rubbish")
-    time.sleep(0.3)
-    assert "x-ibex-auth-cached" not in caller.chat().headers
+    eventually(lambda: "x-ibex-auth-cached" not in caller.chat().headers)
 
 
 def test_a_flushed_script_is_sent_again(own: Door) -> None:
@@ -188,7 +188,7 @@ def test_a_gate_that_is_gone_is_a_clean_503_and_the_provider_sees_nothing(
         for _ in range(3):
             started = time.monotonic()
             check_denied(caller.chat(), 503, "SERVICE_DEGRADED")
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 15
         assert provider.received() == []
         door.gate.start() if how == "killed" else door.gate.signal(signal.SIGCONT)
         eventually(lambda: caller.chat().status_code == 200)
@@ -198,7 +198,7 @@ def test_a_frozen_gate_is_found_and_then_a_503_waits_for_nothing(
     open_door: Opener, tmp_path: Path, provider: StandIn
 ) -> None:
     """With the health check as shipped; several gates would be left with those that answer."""
-    with open_door(tmp_path, timeout_s=5.0, unhealthy_after=2, watchdog_s="0") as door:
+    with open_door(tmp_path, timeout_s=15.0, unhealthy_after=2, watchdog_s="0") as door:
         caller = door.caller()
         eventually(lambda: caller.chat().status_code == 200)
         provider.clear()
@@ -206,7 +206,7 @@ def test_a_frozen_gate_is_found_and_then_a_503_waits_for_nothing(
         eventually(lambda: door.gateway.stat("cluster.extproc_gate.membership_healthy") == 0)
         started = time.monotonic()
         check_denied(caller.chat(), 503, "SERVICE_DEGRADED")
-        assert time.monotonic() - started < 5.0, "the answer that nobody gives was not waited for"
+        assert time.monotonic() - started < 15.0, "the answer that nobody gives was not waited for"
         assert provider.received() == []
         door.gate.signal(signal.SIGCONT)
         eventually(lambda: caller.chat().status_code == 200)
@@ -221,7 +221,7 @@ def test_a_gate_that_stood_still_does_not_serve_what_was_revoked_meanwhile(own: 
     publish_revocation(own.redis.url, own.auth.tokens[caller.token])
     time.sleep(0.2)
     own.gate.signal(signal.SIGCONT)
-    time.sleep(0.3)
+    eventually(lambda: caller.chat().status_code == 401, 5.0)
     check_denied(caller.chat(), 401, "INVALID_TOKEN")
 
 

@@ -23,7 +23,7 @@ AGENT = "7f6d5c4b-3a29-4817-a6f5-e4d3c2b1a090"
 CLAIMS = Claims(ORG, 196609, None, None, "t1", None)
 
 
-async def until(is_so: Callable[[], bool], limit_s: float = 15.0) -> None:
+async def until(is_so: Callable[[], bool], limit_s: float = 45.0) -> None:
     deadline = time.monotonic() + limit_s
     while not is_so():
         assert time.monotonic() < deadline, f"not so within {limit_s} s"

@@ -118,7 +118,7 @@ def provider_clusters(config: envoy.Node) -> list[envoy.Node]:
     return [cluster for cluster in envoy._clusters(config) if cluster["name"].startswith(envoy.PROVIDER_PREFIX)]
 
 
-def eventually(ask: Callable[[], T], limit_s: float = 10.0) -> T:
+def eventually(ask: Callable[[], T], limit_s: float = 45.0) -> T:
     """The first answer that is true, or the last one after `limit_s`."""
     deadline = time.monotonic() + limit_s
     while not (answer := ask()) and time.monotonic() < deadline:

@@ -19,7 +19,7 @@ from extproc.stack import envoy
 from tests.integration.conftest import StandIn
 
 KEY = "sk-canary-of-up"
-START_LIMIT_S = 40
+STOP_LIMIT_S = 120
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def up(envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.T
         yield Up(json.loads(line), state)
     finally:
         process.terminate()
-        code = process.wait(START_LIMIT_S)
+        code = process.wait(STOP_LIMIT_S)
         if process.stdout is not None:
             process.stdout.close()
         assert code == 0

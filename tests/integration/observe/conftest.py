@@ -24,7 +24,7 @@ from tests.integration.http_side import AUTHORIZED
 from tests.integration.observe.transcript_provider import Provider, Script, provide
 from tests.integration.processor import Processor
 
-WAIT_S = 15
+WAIT_S = 45
 
 
 @dataclass
@@ -109,7 +109,7 @@ def watched(
             change(config)
         proxy = envoy.start(binary, envoy.write(config, directory / "envoy.yaml"), plan.admin, state_dir=directory)
         try:
-            proxy.wait_ready()
+            proxy.wait_ready(45)
             url = f"http://{plan.listen}"
             with httpx2.Client(base_url=url, timeout=20, headers=AUTHORIZED) as client:
                 gateway = Gateway(url, plan.listen, plan.admin, proxy, client)

@@ -53,7 +53,7 @@ def test_the_observer_is_shown_no_credential(
     envoy._cluster(config, envoy.OBSERVER_CLUSTER).pop("health_checks")  # the recorder has no health service
     proxy = envoy.start(envoy_binary, envoy.write(config, tmp_path / "envoy.yaml"), plan.admin, state_dir=tmp_path)
     try:
-        proxy.wait_ready()
+        proxy.wait_ready(45)
         with httpx2.Client(base_url=f"http://{plan.listen}", timeout=20) as client:
             headers = dict.fromkeys(CARRIERS, f"Bearer {SECRET}") | {
                 "x-standin-response-header": "set-cookie: session=1"

@@ -18,7 +18,7 @@ import clickhouse_connect
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address, free_port
 
-START_LIMIT_S = 30.0
+START_LIMIT_S = 60.0
 
 
 @dataclass

@@ -28,7 +28,7 @@ __all__ = ["Database", "Server", "database", "server"]
 
 _UNPRIVILEGED = "nobody"
 """PostgreSQL refuses to run as root."""
-_START_LIMIT_S = 30.0
+_START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 10.0
 _OPTIONS = {
     "listen_addresses": "127.0.0.1",

@@ -1,6 +1,6 @@
 """What must hold when parts fail under load: every answered request is one checkpoint, one task and one trace row.
 
-The parts are real. DRILL_S says for how many seconds each stays away (6; the issue's drill has 30).
+The parts are real. DRILL_S says for how many seconds each stays away at least (3; the issue's drill has 30).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pytest
 from tests.integration.turns import postgres_side
 from tests.integration.turns.drill_side import Chain, Load, Stored, chain, eventually
 
-AWAY_S = float(os.environ.get("DRILL_S", "6"))
-BETWEEN_S = 2.0
+AWAY_S = float(os.environ.get("DRILL_S", "3"))
+BETWEEN_S = 1.0
 
 
 @pytest.fixture
@@ -94,12 +94,12 @@ def test_what_is_on_its_way_at_sigterm_is_not_lost(drill: Chain) -> None:
     assert drill.stored().checkpoints.keys() == set(load.answered)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_two_observers_that_are_restarted_in_turn_lose_no_turn(
     envoy_binary: Path, tmp_path: Path, postgres: postgres_side.Database
 ) -> None:
     with chain(envoy_binary, tmp_path, postgres, observers=2) as drill:
-        with Load(drill.url, pause_s=0.02) as load:
+        with Load(drill.url) as load:
             for observer in drill.observers:
                 drill.await_observer()
                 assert observer.terminate() == 0

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ResponseError
 
 from extproc.turns.enqueue import RedisTasks
 from extproc.turns.sinks import ExtractionTask, Unavailable
@@ -15,7 +16,7 @@ from tests.integration.turns.valkey_side import MASTER, Server, Watched, cluster
 
 SLOT = 9748
 """Of the key `extraction`."""
-LIMIT_S = 8.0
+LIMIT_S = 30.0
 """Above the sink's own 3 s for the server, and 0.5 s for each Sentinel, for a busy machine."""
 
 
@@ -51,7 +52,7 @@ class TestSentinel:
         eventually(lambda: length(group.replica) == 3)
         group.primary.kill()
         assert not is_sent(sink)
-        eventually(lambda: is_sent(sink), 20)
+        eventually(lambda: is_sent(sink))
         assert length(group.replica) == 4
         sink.close()
 
@@ -94,7 +95,15 @@ class TestCluster:
             first_id, second_id = (node.execute("CLUSTER", "MYID") for node in (first, second))
             first.execute("CLUSTER", "SETSLOT", SLOT, "IMPORTING", second_id)
             second.execute("CLUSTER", "SETSLOT", SLOT, "MIGRATING", first_id)
-            second.execute("MIGRATE", "127.0.0.1", first.port, "extraction", 0, 5000)
+
+            def is_moved() -> bool:
+                """The other node may be slow, on a busy machine's disk; a key that came all the same is replaced."""
+                try:
+                    return bool(second.execute("MIGRATE", "127.0.0.1", first.port, "extraction", 0, 5000, "REPLACE"))
+                except ResponseError:
+                    return False
+
+            eventually(is_moved)
             sink.send(tasks(2))  # answered with ASK
             for node in (first, second):
                 node.execute("CLUSTER", "SETSLOT", SLOT, "NODE", first_id)

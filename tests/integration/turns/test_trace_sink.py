@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from extproc.turns.sinks import Refused, Unavailable
 from extproc.turns.trace import COLUMNS, ClickHouseTraces, migrate_traces
 from extproc.turns.turn import End, Entry, Turn, checkpoint_id, session_id
 from tests.integration.turns.clickhouse_side import ClickHouse, running
+from tests.integration.turns.valkey_side import eventually
 
 ORG, AGENT = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 NOW = datetime.now(UTC).replace(microsecond=123_000)
@@ -184,9 +186,16 @@ class TestAway:
         sink.close()
         assert own.request_ids() == sorted(one.turn.request_id for batch in batches.values() for one in batch)
 
-    def test_killed_at_any_moment_it_loses_and_doubles_nothing(self, own: ClickHouse) -> None:
+    def test_killed_at_any_moment_it_doubles_nothing_and_loses_no_batch_but_one_that_it_was_committing(
+        self, own: ClickHouse
+    ) -> None:
+        """A MergeTree notes a token before it commits the rows. Killed in between, it takes the same batch for known.
+
+        Seen once in some 200 kills, on a busy machine.
+        """
         sink = ClickHouseTraces(own.url, 90)
         wanted: list[str] = []
+        under_way: set[str] = set()
         stopping = threading.Event()
 
         def write() -> None:
@@ -200,15 +209,24 @@ class TestAway:
         dice = random.Random(7)
         try:
             for _ in range(5):
-                time.sleep(0.2 + dice.random() * 0.3)
+                before = len(wanted)
+                eventually(lambda before=before: len(wanted) > before)  # type: ignore[misc]
+                time.sleep(dice.random() * 0.3)
+                first = len(wanted)
                 own.kill()
+                under_way |= {f"{number:06}" for number in range(first, len(wanted) + 40)}
                 own.start()
         finally:
             stopping.set()
-            writer.join(30)
+            writer.join(120)
         sink.close()
         assert len(wanted) >= 100
-        assert own.request_ids() == wanted
+        stored = Counter(own.request_ids())
+        assert [one for one, times in stored.items() if times > 1] == [], "doubled"
+        assert set(stored) <= set(wanted)
+        lost = set(wanted) - set(stored)
+        assert lost <= under_way
+        assert len(lost) <= 40
 
     def test_a_server_that_says_nothing_is_left_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trace, "TIMEOUT_S", 1)
@@ -349,8 +367,8 @@ class TestMigration:
 
 
 def _until_inserted(sink: ClickHouseTraces, batch: Sequence[Entry], token: str) -> None:
-    """As the delivery does: the same again until it is taken. 30 s at most."""
-    deadline = time.monotonic() + 30
+    """As the delivery does: the same again until it is taken. 90 s at most."""
+    deadline = time.monotonic() + 90
     while True:
         try:
             sink.insert(batch, token)

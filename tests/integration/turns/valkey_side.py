@@ -24,7 +24,7 @@ SLOTS = 16384
 MASTER = "mymaster"
 
 
-def eventually(is_so: Callable[[], bool], limit_s: float = 15.0) -> None:
+def eventually(is_so: Callable[[], bool], limit_s: float = 45.0) -> None:
     deadline = time.monotonic() + limit_s
     while not is_so():
         assert time.monotonic() < deadline, f"not so within {limit_s} s"
@@ -90,7 +90,7 @@ class Server:
 
 
 def client_of(server: Server) -> Redis:
-    return Redis(port=server.port, socket_timeout=5, protocol=2, retry=Retry(NoBackoff(), 0))
+    return Redis(port=server.port, socket_timeout=20, protocol=2, retry=Retry(NoBackoff(), 0))
 
 
 def server(directory: Path, *arguments: str, port: int | None = None) -> Server:
@@ -157,7 +157,7 @@ def _sentinel(directory: Path, primary_port: int) -> Server:
     file.write_text(
         f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
         f"sentinel monitor {MASTER} 127.0.0.1 {primary_port} 1\n"
-        f"sentinel down-after-milliseconds {MASTER} 500\nsentinel failover-timeout {MASTER} 3000\n"
+        f"sentinel down-after-milliseconds {MASTER} 2000\nsentinel failover-timeout {MASTER} 3000\n"
     )
     return Server(directory, port, [str(file), "--sentinel"])
 

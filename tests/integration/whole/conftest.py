@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,9 +22,10 @@ from extproc.stack import envoy
 from extproc.stack.envoy import Address
 from tests.integration.conftest import DROPIN_IDENTITY, Change, Gateway, StandIn, answers, patient, running, started
 from tests.integration.otlp import Receiver, receive_spans
+from tests.integration.patient_stack import patience
 from tests.integration.whole.engine_side import StubEngine, serve_engine
 
-START_LIMIT_S = 40
+STOP_LIMIT_S = 120
 
 
 class _Patient(httpx2.HTTPTransport):
@@ -91,7 +93,13 @@ def running_stack(binary: Path, state: Path, *options: str) -> Iterator[Stack]:
             [sys.executable, "-m", "extproc", *command],
             stdout=subprocess.PIPE,
             text=True,
-            env={"IBEX_ENVOY": str(binary), "PATH": "/usr/bin:/bin"},
+            env={
+                **patience(binary, state.with_name(f"{state.name}-envoy")),
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+                # Which is not asked for our own addresses: nobody is there.
+                **dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"), "http://127.0.0.1:9"),
+            },
         )
         try:
             assert process.stdout is not None
@@ -100,7 +108,7 @@ def running_stack(binary: Path, state: Path, *options: str) -> Iterator[Stack]:
             yield Stack(json.loads(line), spans)
         finally:
             process.terminate()
-            code = process.wait(START_LIMIT_S)
+            code = process.wait(STOP_LIMIT_S)
             if process.stdout is not None:
                 process.stdout.close()
             assert code == 0
@@ -136,13 +144,16 @@ class Drill:
 
 
 @contextmanager
-def drill(binary: Path, provider: StandIn, directory: Path, change: Change | None = None) -> Iterator[Drill]:
+def drill(
+    binary: Path, provider: StandIn, directory: Path, change: Change | None = None, *settings: str
+) -> Iterator[Drill]:
+    """`settings` of the filter, as in "IBEX_BUDGET_MS=1000"."""
     engine = StubEngine()
     filter_address, admin = Address("127.0.0.1", envoy.free_port()), Address("127.0.0.1", envoy.free_port())
     with serve_engine(engine) as engine_address:
         command = ["filter", "--listen", str(filter_address), "--admin", str(admin), "--engine", engine_address]
         # A window that no body of these tests fills.
-        environment = [*DROPIN_IDENTITY, "IBEX_CONTEXT_WINDOW_TOKENS=100000000"]
+        environment = [*DROPIN_IDENTITY, "IBEX_CONTEXT_WINDOW_TOKENS=100000000", *settings]
         with (
             running(
                 [*environment, sys.executable, "-m", "extproc", *command], answers(f"http://{admin}/ready")
@@ -165,6 +176,22 @@ def shared_drill(
 ) -> Iterator[Drill]:
     with drill(envoy_binary, provider_process, tmp_path_factory.mktemp("drill"), patient) as running_drill:
         yield running_drill
+
+
+@pytest.fixture(scope="session")
+def shared_patient_drill(
+    envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Drill]:
+    directory = tmp_path_factory.mktemp("patient")
+    with drill(envoy_binary, provider_process, directory, patient, "IBEX_BUDGET_MS=1000") as running_drill:
+        yield running_drill
+
+
+@pytest.fixture
+def patient_drill(shared_patient_drill: Drill, provider: StandIn) -> Drill:
+    """For tests in which nothing misbehaves: the filter may take a second, on a busy machine."""
+    shared_patient_drill.engine.reset()
+    return shared_patient_drill
 
 
 @pytest.fixture

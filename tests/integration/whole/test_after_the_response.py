@@ -21,7 +21,7 @@ import redis
 from tests.integration.whole.conftest import Stack
 from tests.integration.whole.test_memory import QUESTION, WAYS, Ask
 
-LIMIT_S = 20
+LIMIT_S = 60
 
 
 def eventually(look: Callable[[], Any]) -> Any:

@@ -111,7 +111,7 @@ def test_a_filter_that_is_gone_before_the_request(fresh_drill: Drill, stop: Stop
     for _ in range(3):
         started = time.monotonic()
         check_fell_back(fresh_drill, post(fresh_drill))
-        assert time.monotonic() - started < 2, "message_timeout is 100 ms; the rest is a busy machine's"
+        assert time.monotonic() - started < 10, "message_timeout is 100 ms; the rest is a busy machine's"
 
 
 @pytest.mark.parametrize("stop", [kill, freeze])

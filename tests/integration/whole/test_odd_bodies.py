@@ -52,41 +52,36 @@ def post(drill: Drill, body: bytes, **headers: str) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_what_can_be_read_gets_its_block_and_keeps_its_bytes(engine_drill: Drill, name: str) -> None:
+def test_what_can_be_read_gets_its_block_and_keeps_its_bytes(patient_drill: Drill, name: str) -> None:
     body = READABLE[name]
-    for _ in range(9):
-        if context(post(engine_drill, body)) != ("0", "0", "true"):
-            break
-        # On a busy machine 6 MB there and back may take longer than `message_timeout`: the client's bytes go on.
-        assert engine_drill.provider.last().body == body
-    assert context(post(engine_drill, body)) == ("1", "9", "false")
-    received = engine_drill.provider.last().body
+    assert context(post(patient_drill, body)) == ("1", "9", "false")
+    received = patient_drill.provider.last().body
     assert received.count(INSERTED) == 1
     assert received.replace(INSERTED, b"") == body
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_cannot_be_read_goes_on_as_it_came(engine_drill: Drill, name: str) -> None:
-    response = post(engine_drill, UNREADABLE[name])
+def test_what_cannot_be_read_goes_on_as_it_came(patient_drill: Drill, name: str) -> None:
+    response = post(patient_drill, UNREADABLE[name])
     assert context(response) == ("0", "0", "true")
     assert response.status_code < 500
-    assert engine_drill.provider.last().body == UNREADABLE[name]
+    assert patient_drill.provider.last().body == UNREADABLE[name]
 
 
-def test_a_compressed_body_goes_on_as_it_came(engine_drill: Drill) -> None:
+def test_a_compressed_body_goes_on_as_it_came(patient_drill: Drill) -> None:
     body = gzip.compress(chat(), mtime=0)
-    response = post(engine_drill, body, **{"content-encoding": "gzip"})
+    response = post(patient_drill, body, **{"content-encoding": "gzip"})
     assert context(response) == ("0", "0", "true")
-    assert engine_drill.provider.last().body == body
+    assert patient_drill.provider.last().body == body
 
 
-def test_a_chunked_body_stays_chunked(engine_drill: Drill) -> None:
+def test_a_chunked_body_stays_chunked(patient_drill: Drill) -> None:
     def pieces() -> list[bytes]:
         return [chat()[:30], chat()[30:]]
 
-    response = engine_drill.gateway.client.post("/v1/chat/completions", content=iter(pieces()), headers=HEADERS)
+    response = patient_drill.gateway.client.post("/v1/chat/completions", content=iter(pieces()), headers=HEADERS)
     assert context(response) == ("1", "9", "false")
-    received = engine_drill.provider.last()
+    received = patient_drill.provider.last()
     assert received.body.replace(INSERTED, b"") == chat()
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -15,6 +16,7 @@ import pytest
 
 from extproc.stack import envoy
 from tests.integration.conftest import StandIn
+from tests.integration.patient_stack import patience
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,7 +30,7 @@ def commands() -> list[str]:
 
 def shown_token(printed: Path) -> str:
     """Waits until `make run` has shown it."""
-    for _ in range(600):
+    for _ in range(1200):
         if found := re.search(r"Bearer (ibex_pat_[A-Za-z0-9_-]+)", printed.read_text()):
             return found[1]
         time.sleep(0.05)
@@ -44,21 +46,23 @@ def is_answered(url: str) -> bool:
     return True
 
 
-@pytest.mark.timeout(240)  # two whole stacks, and every command
-def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # two whole stacks, and every command
+def test_the_readme_is_true(envoy_binary: Path, provider: StandIn, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     found = commands()
     assert len(found) >= 12
     port = envoy.free_port()
     state = str(tmp_path / "state")
-    environment = {**os.environ, "IBEX_DATA": state, "IBEX_STATE_DIR": state, "IBEX_OTLP_ENDPOINT": ""}
+    places = {"IBEX_DATA": state, "IBEX_STATE_DIR": state, "IBEX_OTLP_ENDPOINT": ""}
+    environment = {**os.environ, **places}
+    patient = patience(envoy_binary, tmp_path)
     printed = tmp_path / "printed"
     started: list[subprocess.Popen[bytes]] = []
 
     def run(command: str) -> str:
         done = subprocess.run(
-            ["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=50
+            ["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
@@ -66,10 +70,10 @@ def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
     def start(command: str, url: str) -> None:
         with printed.open("ab") as file:
             process = subprocess.Popen(
-                ["sh", "-c", command], cwd=ROOT, env=environment, start_new_session=True, stdout=file
+                ["sh", "-c", command], cwd=ROOT, env=environment | patient, start_new_session=True, stdout=file
             )
         started.append(process)
-        for _ in range(900):
+        for _ in range(1800):
             if is_answered(url):
                 return
             assert started[-1].poll() is None, command
@@ -79,8 +83,9 @@ def test_the_readme_is_true(provider: StandIn, tmp_path: Path) -> None:
     def stop() -> None:
         while started:
             process = started.pop()
-            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
-            process.wait(30)
+            with suppress(ProcessLookupError):  # one that ended by itself is told of by whoever waits for it
+                os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+            process.wait(120)
 
     outputs: dict[str, str] = {}
     try:

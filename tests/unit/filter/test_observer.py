@@ -25,7 +25,7 @@ from extproc.filter.observer import LagMeter, StreamObserver
 from extproc.turns.turn import End, TurnText
 from tests.unit.filter.envoy_side import AGENT, ORG, Filter, ProcessCall, request_headers
 
-WAIT_S = 20
+WAIT_S = 45
 QUESTION = {"model": "asked", "messages": [{"role": "user", "content": "What is new?"}]}
 BODY = json.dumps(QUESTION).encode()
 STREAM = (

@@ -18,12 +18,16 @@ from extproc.gate.service import Authorizer
 from extproc.gate.token_cache import TokenCache
 from tests.unit.gate.gate_side import Stub
 
+PATIENCE_S = 20.0
+"""For a question to the auth service; a hundred at once wait for each other, longer on a busy machine."""
+
 
 @dataclass
 class Gate:
     channel: grpc.aio.Channel
     cache: TokenCache
     stub: Stub
+    auth: AuthClient
     lines: list[DenialLine] = field(default_factory=list)
 
     def trust(self) -> None:
@@ -45,7 +49,7 @@ async def stub() -> AsyncIterator[tuple[Stub, str]]:
 @pytest.fixture
 async def gate(stub: tuple[Stub, str]) -> AsyncIterator[Gate]:
     behind, address = stub
-    auth = AuthClient(address, 1.0)
+    auth = AuthClient(address, PATIENCE_S)
     cache = TokenCache(100, 30)
     lines: list[DenialLine] = []
     authorizer = Authorizer(
@@ -56,6 +60,6 @@ async def gate(stub: tuple[Stub, str]) -> AsyncIterator[Gate]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Gate(channel, cache, behind, lines)
+        yield Gate(channel, cache, behind, auth, lines)
     await server.stop(0)
     await auth.close()

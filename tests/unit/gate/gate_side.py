@@ -89,7 +89,7 @@ async def check(channel: grpc.aio.Channel, raw: bytes) -> ext_authz.CheckRespons
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
         "/envoy.service.auth.v3.Authorization/Check"
     )
-    return ext_authz.CheckResponse.FromString(await asyncio.wait_for(call(raw), 5))
+    return ext_authz.CheckResponse.FromString(await asyncio.wait_for(call(raw), 30))
 
 
 def code_of(reply: ext_authz.CheckResponse) -> str:

@@ -216,6 +216,7 @@ async def test_a_slow_auth_service_is_a_503(gate: Gate) -> None:
         return b""
 
     gate.stub.behaviour = forever
+    gate.auth._timeout_s = 0.2
     assert code_of(await check(gate.channel, question())) == "SERVICE_DEGRADED"
 
 
@@ -249,9 +250,10 @@ async def test_a_token_that_tries_many_foreign_agents_is_stopped(gate: Gate) -> 
     await check(gate.channel, question())
     gate.stub.status = grpc.StatusCode.PERMISSION_DENIED
     agents = [f"00000000-0000-4000-8000-{number:012d}" for number in range(200)]
+    began = time.monotonic()
     codes = [code_of(await check(gate.channel, question({"x-ibex-agent-id": agent}))) for agent in agents]
     assert set(codes) == {"AGENT_NOT_AUTHORIZED", "SERVICE_DEGRADED"}
-    assert len(gate.stub.calls) < 120
+    assert len(gate.stub.calls) < 70 + 12 * (time.monotonic() - began), "50, and 10 a second"
     assert code_of(await check(gate.channel, question())) == "allowed"
 
 

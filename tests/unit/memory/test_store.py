@@ -41,7 +41,7 @@ def other(url: str) -> Iterator[MemoryStore]:
     opened.close()
 
 
-def wait_until(is_so: Callable[[], bool], limit_s: float = 20.0) -> None:
+def wait_until(is_so: Callable[[], bool], limit_s: float = 45.0) -> None:
     deadline = time.monotonic() + limit_s
     while not is_so():
         assert time.monotonic() < deadline, "it did not happen"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import socket
 import ssl
 import stat
 import time
@@ -444,3 +445,9 @@ class TestProcess:
         assert running.process.returncode == -signal.SIGKILL
         with pytest.raises(ProcessLookupError):
             os.kill(running.process.pid, 0)
+
+
+def test_a_port_is_given_once_and_a_server_gets_it() -> None:
+    ports = [envoy.free_port() for _ in range(1000)]  # of some 14,000; at random, about 35 would come twice
+    assert len(set(ports)) == len(ports)
+    socket.create_server(("127.0.0.1", ports[0])).close()
