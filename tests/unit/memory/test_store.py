@@ -295,7 +295,7 @@ class TestFeatures:
             assert found[f"{name}1"].features.vector == window(f"{name}0", f"{name}1")
             assert found[f"{name}3"].features.vector == window(f"{name}1", f"{name}2", f"{name}3")
 
-    def test_memories_of_one_turn_or_of_none_follow_each_other_in_time(
+    def test_memories_of_no_turn_follow_each_other_in_time_and_those_of_one_turn_do_not(
         self, store: MemoryStore, make: MakeMemory, agent: Namespace
     ) -> None:
         now = make("x").created_at
@@ -303,7 +303,7 @@ class TestFeatures:
             store.add(make(f"fact{place}", session_id="s", turn_index=turn, created_at=now + timedelta(seconds=place)))
         found = rows(store, agent)
         assert found["fact1"].features.vector == window("fact0", "fact1")
-        assert found["fact3"].features.vector == window("fact1", "fact2", "fact3")
+        assert found["fact3"].features.vector == window("fact0", "fact1", "fact3")
 
     def test_another_users_turn_is_in_no_window(self, store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
         u1, u2 = replace(agent, user_id="u1"), replace(agent, user_id="u2")

@@ -18,7 +18,8 @@ def upgrade() -> None:
     schema = "ibex_core" if is_postgresql else None
     if is_postgresql:
         # Stored: row-level security keeps what takes JSON apart away from an index, and a comparison of texts not.
-        made = f"left(metadata ->> 'slot', {_SLOT_CHARS})"
+        # A NUL anywhere in it is an error to `->>`: such a row has no slot.
+        made = f"CASE WHEN position('\\u0000' IN metadata::text) = 0 THEN left(metadata ->> 'slot', {_SLOT_CHARS}) END"
         op.execute(f"ALTER TABLE ibex_core.memories ADD COLUMN slot text GENERATED ALWAYS AS ({made}) STORED")
     else:
         # SQLite adds only computed columns that are not stored; their index is.
