@@ -25,7 +25,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """A file stays in one process, as what its tests share is started once. Ids must be the same in all: no random ones.
+    """A file stays in one process, as what its tests share is started once. Ids must be the same in all.
 
     So does all of tests/security: its last file looks at what the others left behind.
     """
