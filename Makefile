@@ -46,7 +46,7 @@ run: setup ## Everything on this machine: Envoy, filter, engine, a stand-in prov
 # What only needs the environment is checked while the other environments are installed.
 test: $(VENV)/.ready ## All checks and tests
 	$(MAKE) --no-print-directory --jobs=4 --output-sync=target setup setup-envoys setup-celery lint typecheck
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.ready ## Unit and property tests only
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)

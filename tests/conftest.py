@@ -6,12 +6,13 @@ Profiles of Hypothesis: `fast` for every run, `deep` for a search by hand (HYPOT
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-HERE = Path(__file__).parent
+TOGETHER = "tests/security/"
 
 # Before gRPC is imported: a child that is started beside a gRPC server runs its fork handlers, and can die of them.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -23,12 +24,16 @@ settings.register_profile("deep", max_examples=5000, deadline=None, suppress_hea
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup` a file stays in one process, as what its tests share is started once.
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """A file stays in one process, as what its tests share is started once. Ids must be the same in all.
 
     So does all of tests/security: its last file looks at what the others left behind.
     """
-    for item in items:
-        together = item.path.parent if item.path.parent == HERE / "security" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together.relative_to(HERE))))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return TOGETHER if file.startswith(TOGETHER) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)

@@ -105,7 +105,9 @@ def test_6_3_a_request_id_of_the_clients_is_kept_when_it_is_a_uuid(odd: Gateway,
     assert response.headers["x-request-id"] == response.json()["error"]["request_id"] == sent
 
 
-@pytest.mark.parametrize("sent", ["a token", "'; drop table", "0" * 36, f"{uuid4()}0", "../../x"])
+@pytest.mark.parametrize(
+    "sent", ["a token", "'; drop table", "0" * 36, "5974c685-c1ed-4dde-af3a-f15d792044480", "../../x"]
+)
 def test_6_3_any_other_is_replaced(tenants: Tenants, sent: str) -> None:
     value = tenants.a.token if sent == "a token" else sent
     response = tenants.a.chat({"x-request-id": value, "x-ibex-agent-id": "no-uuid"})

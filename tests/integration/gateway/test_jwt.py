@@ -28,8 +28,8 @@ from tests.integration.gateway.gateway_side import fitting, running
 from tests.integration.http_side import context
 
 ISSUER = "https://login.example.com"
-ORG_A, ORG_B = str(uuid.uuid4()), str(uuid.uuid4())
-AGENT = str(uuid.uuid4())
+ORG_A, ORG_B = "11bbd6a4-0c9a-4d0f-8d52-6d2ab7a1f1aa", "22c1a6f0-5a7f-4a38-9a0e-5a4f7e1d92bb"
+AGENT = "33d4f0b2-9d1c-4c57-b0b5-2f5c8f7f63cc"
 """The same id in both organisations."""
 IDENTITY = {
     "IBEX_IDENTITY_ORG": "metadata:envoy.filters.http.jwt_authn/jwt_payload/org_id",
@@ -216,9 +216,9 @@ class TestRefused:
     @pytest.mark.parametrize(
         "claims",
         [
-            {"exp": int(time.time()) - 3600},
+            {"exp": 1_000_000_000},
             {"exp": None},
-            {"nbf": int(time.time()) + 3600},
+            {"nbf": 4_000_000_000},
             {"iss": "https://login.example.org"},
             {"algorithm": "none"},
         ],
