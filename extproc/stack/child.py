@@ -54,9 +54,16 @@ class Child:
 
     def stop(self, grace_s: float) -> None:
         """SIGTERM, then SIGKILL after `grace_s` seconds. A stopped process (SIGSTOP) is ended too."""
-        if self.has_ended():
-            return
-        self.process.send_signal(signal.SIGTERM)
+        self.ask_to_end()
+        self.end(grace_s)
+
+    def ask_to_end(self) -> None:
+        """SIGTERM. Does not wait."""
+        if not self.has_ended():
+            self.process.send_signal(signal.SIGTERM)
+
+    def end(self, grace_s: float) -> None:
+        """Wait for it; SIGKILL after `grace_s` seconds."""
         try:
             self.process.wait(grace_s)
         except subprocess.TimeoutExpired:

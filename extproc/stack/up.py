@@ -2,7 +2,7 @@
 
 Start order: what needs nobody (queue, trace store, auth service, engine, provider), then who asks them (gate, filter,
 observer, worker), then Envoy; each group together, and awaited until all of it answers. Stop order: the other way
-round, one after the other, so that nothing is asked that has gone. A child that ends is reported and left: what Envoy
+round, group by group, so that nothing is asked that has gone. A child that ends is reported and left: what Envoy
 does without it is what this filter is about.
 """
 
@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -96,6 +97,8 @@ class Stack:
     broker: str = ""
     traces: str = ""
     children: list[Child] = field(default_factory=list)
+    waves: list[int] = field(default_factory=list)
+    """Where in `children` those begin that need the ones before them."""
 
     def describe(self) -> dict[str, Any]:
         """What scripts get. Keys whose parts do not exist yet are null."""
@@ -120,8 +123,13 @@ class Stack:
         }
 
     def stop(self) -> None:
-        for child in reversed(self.children):
-            child.stop(_STOP_LIMIT_S)
+        """Those that depend on others first; what does not depend on each other ends together."""
+        for first, last in reversed(list(pairwise([*self.waves, len(self.children)]))):
+            wave = self.children[first:last]
+            for child in wave:
+                child.ask_to_end()
+            for child in wave:
+                child.end(_STOP_LIMIT_S)
         self.lock.close()
 
 
@@ -236,6 +244,7 @@ def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Ev
         endpoint = otlp or load(ProcessSettings).otlp_endpoint
         environment = {"IBEX_DATA": str(stack.state_dir)} | ({"IBEX_OTLP_ENDPOINT": endpoint} if endpoint else {})
         stack.provider = front.provider or f"http://{stand_in}"
+        stack.waves.append(len(stack.children))
         alone = [
             _start_broker(stack),
             _start_traces(stack),
@@ -245,6 +254,7 @@ def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Ev
         ]
         _wait(alone, stopping)
         directives = {"IBEX_REDIS_URL": stack.broker, "IBEX_DIRECTIVE_ADDRESS": str(auth)}
+        stack.waves.append(len(stack.children))
         asking = [
             _start_gate(stack, gate, auth, environment),
             _start_filter(stack, filter_, filter_admin, engines, directives | environment),
@@ -263,6 +273,7 @@ def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Ev
             tls=certificate,
             collector=_collector(endpoint),
         )
+        stack.waves.append(len(stack.children))
         _wait([_start_envoy(stack, binary, plan, secrets_of_envoy)], stopping)
     except (envoy.EnvoyError, valkey.ValkeyError, OSError, ValueError) as error:
         raise StackError(str(error)) from None

@@ -251,11 +251,11 @@ def open_selfhosted(config: envoy.Node) -> None:
 
 
 def patient(config: envoy.Node) -> None:
-    """Fifty times the shipped `message_timeout`: on a busy machine a filter of Python may miss 100 ms now and then.
+    """Twenty times the shipped `message_timeout`: on a busy machine a filter of Python may miss 100 ms now and then.
 
     What happens when it does is tested with the shipped value, in test_envoy_failures and in whole/.
     """
-    envoy._http_filter(config, "ibex.context")["typed_config"]["message_timeout"] = "5s"
+    envoy._http_filter(config, "ibex.context")["typed_config"]["message_timeout"] = "2s"
 
 
 @pytest.fixture(scope="session")

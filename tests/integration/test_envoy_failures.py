@@ -146,14 +146,14 @@ class TestFilterIsBroken:
     def test_slow_to_answer_the_body(self, either: Gateway, processor: Processor, provider: StandIn) -> None:
         def answer(message: pb.ProcessingRequest) -> pb.ProcessingResponse:
             if message.WhichOneof("request") == "request_body":
-                time.sleep(3)
+                time.sleep(6)
             return default_answer(message)
 
         processor.answer = answer
         begun = time.monotonic()
         response = either.chat()
         assert response.status_code == 200
-        assert time.monotonic() - begun < 2.5
+        assert time.monotonic() - begun < 5
         assert context(response) == NOT_ASKED
         assert json.loads(provider.last().body)["messages"] == [{"role": "user", "content": "hello"}]
 

@@ -43,7 +43,7 @@ class TestAccessLog:
     def test_says_that_the_filter_was_slow(self, gateway: Gateway, processor: Processor) -> None:
         def answer(message: pb.ProcessingRequest) -> pb.ProcessingResponse:
             if message.WhichOneof("request") == "request_body":
-                threading.Event().wait(3)
+                threading.Event().wait(6)
             return default_answer(message)
 
         processor.answer = answer
