@@ -78,7 +78,7 @@ _PLAY = re.compile(
 )
 _TEXT_WORK = re.compile(
     r"^(?:please |can you |could you |kindly |now )*(?:translate|rewrite|rephrase|paraphrase|proofread|"
-    r"proof-read|correct this|"
+    r"proof-read|correct (?:this|my|the)|check (?:my|the) (?:english|grammar|spelling|translation)|"
     r"summari[sz]e|fix the (?:grammar|spelling|text)|improve (?:this|the)|edit this|shorten|simplify|"
     r"analy[sz]e (?:this|the)|"
     r"classify|übersetze|traduis|traduce)\b",
@@ -111,7 +111,7 @@ _OF_DOUBT: Final = frozenset(
 """A word of each alternative of `_DOUBTFUL`."""
 _LEAD = re.compile(
     r"(?P<word>well|oh|also|so|and|but|fyi|hi|hello|hey|hi there|hello there|thanks|thank you|sorry|okay|"
-    r"ok|yes|yeah|no|note|note that|just so you know|"
+    r"ok|yes|yeah|no(?=[,:!.–-]| (?:i|we|my|our|it)\b)|note|note that|just so you know|"
     r"for context|for the record|honestly|great|btw|by the way|remember that|remember|please note|please "
     r"note that|please remember that|to be clear|"
     r"as you know|as i said|anyway|context|background|about me|update|edit|reminder|me|then|because|since|"

@@ -328,8 +328,9 @@ def _period(which: str, period: str, said: date) -> tuple[date, date]:
 
 def _season(step: int, first_month: int, said: date) -> tuple[date, date]:
     start = date(said.year, first_month, 1)
-    if step < 0 and _season_end(start) >= said:
-        start = date(said.year - 1, first_month, 1)
+    if step < 0:
+        while _season_end(start) >= said:  # twice in January, in the middle of a winter
+            start = date(start.year - 1, first_month, 1)
     elif step > 0 and start <= said:
         start = date(said.year + 1, first_month, 1)
     elif step == 0 and first_month == 12 and said.month <= 2:

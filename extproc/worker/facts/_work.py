@@ -16,9 +16,12 @@ from extproc.worker.slots import slot
 __all__ = ["SWITCHED", "TOOLS", "WORK"]
 
 _NO_EMPLOYER = re.compile(
-    r"(?:home|night|nights|it|this|that|my|myself|the (?:moment|bottom|same)|weekends?|two|a solution|[\d])\b",
+    r"(?:home|night|nights|it|this|that|my|myself|the (?:moment|bottom|same)|weekends?|two|a solution|"
+    r"a living|free|fun|money|food|pleasure|peanuts|[\d])\b",
     re.IGNORECASE,
 )
+_SOMEBODY_WITH = re.compile(r" (?:an?|the|for|my|our|his|her|some|two|alone|behind|out)\b")
+"""`Left Paris for Rome`, `joined Anna for lunch`, `left Maria a message`."""
 _NO_TOOL = re.compile(
     rf"(?:it|this|that|them|these|the|a|an|my|our|your|one|both|all|some|only|\d|{NUMBER_WORDS})\b", re.IGNORECASE
 )
@@ -31,6 +34,8 @@ def _employer(match: re.Match[str], said: Said) -> Iterator[Fact]:
         return
     groups = match.groupdict()
     if "capital" in groups and (not value[:1].isupper() or ("gone" not in groups and IS_SOFTWARE.search(value))):
+        return
+    if "capital" in groups and _SOMEBODY_WITH.search(value):
         return
     polarity = -1 if groups.get("gone") else said.polarity
     statement = told(said, match.start("v") + len(value)) + _when(match, said)

@@ -63,6 +63,9 @@ def test_words_become_days(text: str, iso: str) -> None:
         ("2025-12-15", "next month", "2026-01"),
         ("2026-01-15", "since December", "2025-12"),
         ("2024-02-29", "a year ago", "2023"),
+        ("2026-01-05", "last winter", "2024-12-01/2025-02-28"),
+        ("2026-12-05", "last winter", "2025-12-01/2026-02-28"),
+        ("2026-01-05", "this winter", "2025-12-01/2026-02-28"),
     ],
 )
 def test_at_the_turn_of_a_year(said: str, text: str, iso: str) -> None:
