@@ -31,6 +31,8 @@ class FailedTask:
     error: str
     attempts: int
     failed_at: datetime
+    reason: str = ""
+    """`deadly`: the sweeper of sessions leaves it alone. Others are only counted (`extproc.worker.metrics`)."""
 
     @property
     def can_replay(self) -> bool:
@@ -87,12 +89,13 @@ def _put(connection: Connection, task: FailedTask) -> None:
     row = insert_into(connection.dialect.name, failed_tasks).values(
         task_id=task.task_id,
         org_id=task.org_id,
-        payload={"session_id": task.session_id, "org_id": task.org_id},
+        payload={"session_id": task.session_id, "org_id": task.org_id, "reason": task.reason},
         error=task.error,
         attempts=task.attempts,
         failed_at=task.failed_at,
     )
-    again = {"error": row.excluded.error, "attempts": c.attempts + row.excluded.attempts, "failed_at": task.failed_at}
+    last = ("payload", "error", "failed_at")
+    again = {name: row.excluded[name] for name in last} | {"attempts": c.attempts + row.excluded.attempts}
     connection.execute(row.on_conflict_do_update(index_elements=[c.task_id], set_=again))
 
 
@@ -106,7 +109,13 @@ def _all(connection: Connection) -> list[FailedTask]:
         query = select(c.task_id, c.payload, c.error, c.attempts, c.failed_at).where(c.org_id == org_id)
         found += [
             FailedTask(
-                row.task_id, org_id, str(row.payload.get("session_id", "")), row.error, row.attempts, row.failed_at
+                row.task_id,
+                org_id,
+                str(row.payload.get("session_id", "")),
+                row.error,
+                row.attempts,
+                row.failed_at,
+                str(row.payload.get("reason", "")),
             )
             for row in connection.execute(query)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def test_the_last_error_counts(tasks: FailedTasks) -> None:
     for error in ("first", "second"):
         tasks.put(failed_task("t-1", {}, error, 1, NOON))
     assert [task.error for task in tasks.all()] == ["second"]
+
+
+def test_the_last_reason_counts(tasks: FailedTasks) -> None:
+    for reason in ("time", "deadly"):
+        tasks.put(replace(failed_task("t-1", {}, "why", 1, NOON), reason=reason))
+    assert [task.reason for task in tasks.all()] == ["deadly"]
 
 
 def test_what_is_removed_is_gone(tasks: FailedTasks) -> None:
