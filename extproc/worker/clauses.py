@@ -18,6 +18,7 @@ __all__ = [
     "clauses",
     "ends_own_words",
     "gives_reason",
+    "is_doubtful",
     "is_in_earnest",
     "is_text_work",
     "spelled_out",
@@ -181,6 +182,11 @@ def is_in_earnest(text: str) -> bool:
 def is_text_work(sentence: str) -> bool:
     """Whether the sentence hands over a text: what follows it is that text."""
     return _TEXT_WORK.match(sentence) is not None
+
+
+def is_doubtful(text: str) -> bool:
+    """Whether it is said under a condition, with a doubt, or as somebody else's words."""
+    return _DOUBTFUL.search(spelled_out(text)) is not None
 
 
 def spelled_out(text: str) -> str:
