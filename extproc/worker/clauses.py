@@ -94,6 +94,15 @@ _DOUBTFUL = re.compile(
     r"|\bdo not think\b|\bsi (?:je|j'|yo)\b",
     re.IGNORECASE,
 )
+_OF_OTHERS = re.compile(
+    r"\b(?:said|says|wrote|writes) (?:my|our|the|a|he|she|they)\b[^,;]{0,40}$"
+    r"|,\s+(?:he|she|they|(?:my|our) \w+) (?:said|says|wrote|writes|told \w+)$|,\s+(?:says|said) \w+$"
+    r"|^as (?:they|people|we) say\b",
+    re.IGNORECASE,
+)
+"""Words that say at the end, or first, that all of the sentence is somebody else's."""
+_TEMPLATE = re.compile(r"[{}\[\]]|<[A-Za-z]|\$\{")
+"""`I live in <city>`: not yet said."""
 _OF_JOKES: Final = frozenset(
     """lol lmao rofl jk k kidding joking joke sarcasm s sure right great if joy wonderful brilliant lovely fantastic
     perfect terrific wow not clearly obviously naturally""".split()  # noqa: SIM905 (a table of words)
@@ -229,6 +238,8 @@ def _stated(text: str) -> Iterator[Clause]:
     if ":" in text:
         text = _COLON.split(text, maxsplit=1)[0]
     text = text.rstrip(" .!…。)")
+    if _OF_OTHERS.search(text) or _TEMPLATE.search(text):
+        return
     may_doubt = not _OF_DOUBT.isdisjoint(words_of(text))
     if match := re.match(r"(?:since|because|as) (?=i |we |an? |the )", text, re.IGNORECASE):
         text = text[match.end() :]

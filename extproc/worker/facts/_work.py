@@ -100,6 +100,9 @@ def _switched(match: re.Match[str], said: Said) -> Iterator[Fact]:
     value = re.sub(r"\s+(?:in|on|at|and)\b.*", "", value)
     if said.polarity < 0 or not value[:1].isupper():
         return
+    # "We moved from Rome to Milan" is told in the same words.
+    if match["verb"] == "moved" and not IS_SOFTWARE.search(f"{match['source']} {value} {thing}"):
+        return
     when = _when(match, said)
     when = f" since {when.removeprefix(' in ').strip()}" if when.startswith(" in ") else when
     for fact in _tools(said, value, thing, match["source"] or "", corrects=True):
@@ -109,7 +112,7 @@ def _switched(match: re.Match[str], said: Said) -> Iterator[Fact]:
 SWITCHED: Final = (
     row(
         "moved switched migrated changed have has",
-        rf"(?:have |has )?(?:switched|migrated|changed|moved) (?:from (?P<source>[\w .#+-]{{1,40}}?) )to {V}",
+        rf"(?:have |has )?(?P<verb>switched|migrated|changed|moved) (?:from (?P<source>[\w .#+-]{{1,40}}?) )to {V}",
         _switched,
     ),
 )
