@@ -75,10 +75,13 @@ class FailedTasks:
         return sorted(self._database.run(_all, _LIST_LIMIT_S, writes=False), key=lambda task: task.failed_at)
 
     def remove(self, task: FailedTask) -> None:
+        """As it was seen: one that has failed once more since stays."""
+
         def work(connection: Connection) -> None:
             act_for(connection, task.org_id)
             c = failed_tasks.c
-            connection.execute(delete(failed_tasks).where(c.org_id == task.org_id, c.task_id == task.task_id))
+            mine = (c.org_id == task.org_id, c.task_id == task.task_id, c.failed_at == task.failed_at)
+            connection.execute(delete(failed_tasks).where(*mine))
 
         self._database.run(work)
 
