@@ -391,7 +391,7 @@ def _reading(file: str) -> Iterator[TextIO]:
         yield _standard_input()
         return
     try:
-        # A line that is no UTF-8 is one bad line, not the end of the import; some editors write a mark before the first.
+        # A line that is no UTF-8 is one bad line, not the end of the import; some editors put a mark before the first.
         opened_file = Path(file).open(encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115 (closed below)
     except OSError as error:
         fail(f"{file} cannot be read: {error.strerror}")
