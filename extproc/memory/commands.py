@@ -391,8 +391,8 @@ def _reading(file: str) -> Iterator[TextIO]:
         yield _standard_input()
         return
     try:
-        # A line that is no UTF-8 is one bad line, not the end of the import.
-        opened_file = Path(file).open(encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 (closed below)
+        # A line that is no UTF-8 is one bad line, not the end of the import; some editors put a mark before the first.
+        opened_file = Path(file).open(encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115 (closed below)
     except OSError as error:
         fail(f"{file} cannot be read: {error.strerror}")
     with opened_file:
@@ -425,7 +425,7 @@ def _writing(file: str) -> Iterator[TextIO]:
 def _standard_input() -> TextIO:
     """Read like a file: what is no UTF-8 spoils its own line only."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
     return sys.stdin
 
 

@@ -97,7 +97,7 @@ class _Line:
             raise InvalidValue(f"{name} is not one of {', '.join(type(default))}") from None
 
     def share(self, name: str, default: float) -> float:
-        value = self._row.get(name, default)
+        value = default if self._row.get(name) is None else self._row[name]
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
             raise InvalidValue(f"{name} is not a number from 0 to 1")
         return float(value)

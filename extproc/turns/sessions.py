@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, or_, select, text, update
 
 from extproc.memory.database import Database, act_for, act_for_sweep, insert_into
-from extproc.memory.schema import sessions, sweeps, turns
+from extproc.memory.schema import failed_tasks, sessions, sweeps, turns
 from extproc.turns.checkpoint import sink_errors
+from extproc.turns.turn import task_id
 
 __all__ = ["LeftBehind", "Sessions", "TerminatedSession"]
 
@@ -83,6 +84,7 @@ class Sessions:
     def left_behind(self, now: datetime, after_s: float, limit: int) -> list[LeftBehind]:
         """Sessions whose last turn is older than `after_s` and has not been extracted; the longest waiting first.
 
+        Without those whose task is set aside since processes die of it.
         Of whatever status: what a client has ended or left can still be learnt from.
         """
         latest = now - timedelta(seconds=after_s)
@@ -148,6 +150,7 @@ def _left_behind(connection: Connection, latest: datetime, limit: int) -> list[L
     found: list[tuple[datetime, LeftBehind]] = []
     for org_id in _orgs(connection, select(c.org_id).where(waiting).distinct()):
         act_for(connection, org_id)
+        deadly = _deadly(connection, org_id)
         last = func.max(turns.c.turn_index)
         query = (
             select(c.updated_at, c.org_id, c.id, last)
@@ -155,12 +158,21 @@ def _left_behind(connection: Connection, latest: datetime, limit: int) -> list[L
             .where(c.org_id == org_id, turns.c.org_id == org_id, waiting)
             .group_by(c.id)
             .order_by(c.updated_at, c.id)
-            .limit(limit)
+            .limit(limit + len(deadly))
         )
-        found += [(row[0], LeftBehind(*row[1:])) for row in connection.execute(query)]
+        found += [
+            (row[0], LeftBehind(*row[1:])) for row in connection.execute(query) if task_id(*row[1:]) not in deadly
+        ]
         found.sort(key=lambda pair: pair[0])
         del found[limit:]
     return [session for _, session in found]
+
+
+def _deadly(connection: Connection, org_id: str) -> set[str]:
+    """Tasks that would only end more processes, until `extproc worker replay` sends them or the session goes on."""
+    c = failed_tasks.c
+    query = select(c.task_id).where(c.org_id == org_id, c.payload["reason"].as_string() == "deadly")
+    return set(connection.execute(query).scalars())
 
 
 def _orgs(connection: Connection, query: Select[Any]) -> list[str]:

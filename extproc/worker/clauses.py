@@ -18,6 +18,7 @@ __all__ = [
     "clauses",
     "ends_own_words",
     "gives_reason",
+    "is_doubtful",
     "is_in_earnest",
     "is_text_work",
     "spelled_out",
@@ -78,7 +79,7 @@ _PLAY = re.compile(
 )
 _TEXT_WORK = re.compile(
     r"^(?:please |can you |could you |kindly |now )*(?:translate|rewrite|rephrase|paraphrase|proofread|"
-    r"proof-read|correct this|"
+    r"proof-read|correct (?:this|my|the)|check (?:my|the) (?:english|grammar|spelling|translation)|"
     r"summari[sz]e|fix the (?:grammar|spelling|text)|improve (?:this|the)|edit this|shorten|simplify|"
     r"analy[sz]e (?:this|the)|"
     r"classify|übersetze|traduis|traduce)\b",
@@ -93,6 +94,15 @@ _DOUBTFUL = re.compile(
     r"|\bdo not think\b|\bsi (?:je|j'|yo)\b",
     re.IGNORECASE,
 )
+_OF_OTHERS = re.compile(
+    r"\b(?:said|says|wrote|writes) (?:my|our|the|a|he|she|they)\b[^,;]{0,40}$"
+    r"|,\s+(?:he|she|they|(?:my|our) \w+) (?:said|says|wrote|writes|told \w+)$|,\s+(?:says|said) \w+$"
+    r"|^as (?:they|people|we) say\b",
+    re.IGNORECASE,
+)
+"""Words that say at the end, or first, that all of the sentence is somebody else's."""
+_TEMPLATE = re.compile(r"[{}\[\]]|<[A-Za-z]|\$\{")
+"""`I live in <city>`: not yet said."""
 _OF_JOKES: Final = frozenset(
     """lol lmao rofl jk k kidding joking joke sarcasm s sure right great if joy wonderful brilliant lovely fantastic
     perfect terrific wow not clearly obviously naturally""".split()  # noqa: SIM905 (a table of words)
@@ -111,7 +121,7 @@ _OF_DOUBT: Final = frozenset(
 """A word of each alternative of `_DOUBTFUL`."""
 _LEAD = re.compile(
     r"(?P<word>well|oh|also|so|and|but|fyi|hi|hello|hey|hi there|hello there|thanks|thank you|sorry|okay|"
-    r"ok|yes|yeah|no|note|note that|just so you know|"
+    r"ok|yes|yeah|no(?=[,:!.–-]| (?:i|we|my|our|it)\b)|note|note that|just so you know|"
     r"for context|for the record|honestly|great|btw|by the way|remember that|remember|please note|please "
     r"note that|please remember that|to be clear|"
     r"as you know|as i said|anyway|context|background|about me|update|edit|reminder|me|then|because|since|"
@@ -183,6 +193,11 @@ def is_text_work(sentence: str) -> bool:
     return _TEXT_WORK.match(sentence) is not None
 
 
+def is_doubtful(text: str) -> bool:
+    """Whether it is said under a condition, with a doubt, or as somebody else's words."""
+    return _DOUBTFUL.search(spelled_out(text)) is not None
+
+
 def spelled_out(text: str) -> str:
     text = text.replace("’", "'")
     return _CONTRACTED.sub(_expand, text) if "'" in text or not _BARE.isdisjoint(words_of(text)) else text
@@ -223,6 +238,8 @@ def _stated(text: str) -> Iterator[Clause]:
     if ":" in text:
         text = _COLON.split(text, maxsplit=1)[0]
     text = text.rstrip(" .!…。)")
+    if _OF_OTHERS.search(text) or _TEMPLATE.search(text):
+        return
     may_doubt = not _OF_DOUBT.isdisjoint(words_of(text))
     if match := re.match(r"(?:since|because|as) (?=i |we |an? |the )", text, re.IGNORECASE):
         text = text[match.end() :]

@@ -157,7 +157,10 @@ def find_dates(text: str, said: date, *, is_past: bool | None = None) -> list[Da
     """
     mentions: list[DateMention] = []
     for match in _candidates(text):
-        past = _reads_past(text[max(0, match.start() - 80) : match.start()]) if is_past is None else is_past
+        before = text[max(0, match.start() - 80) : match.start()]
+        if _BORN.search(before) and not (match["dm_year"] or match["md_year"] or match["month_year"] or match["year"]):
+            continue
+        past = _reads_past(before) if is_past is None else is_past
         try:
             days = _resolve(match, said, past)
         except (ValueError, OverflowError):
@@ -209,6 +212,8 @@ def annotated(text: str, said: date, *, is_past: bool | None = None) -> str:
     return "".join(pieces) + text[done:]
 
 
+_BORN = re.compile(r"\bborn (?:on )?(?:the )?$", re.IGNORECASE)
+"""`Born on 5 May` is of no year that the day of the turn could tell."""
 _PAST = re.compile(
     r"\b(?:was|were|had|did|went|left|quit|bought|got|broke|lost|met|since|came|took|saw|made|gave|began|fell|found|told|"
     r"said|sent|spent|grew|ran|flew|drove|wrote|won|became|held|kept|felt|thought|paid|sold|stood|taught|woke|wore|ate|"
@@ -290,6 +295,8 @@ def _of_year(day: int, month: int, year: str | None, said: date, is_past: bool) 
     """Without a year: the nearest one in the direction that is meant. Raises ValueError for no such day."""
     if year:
         return date(int(year), month, day)
+    if (month, day) == (2, 29) and not calendar.isleap(said.year):
+        return date(said.year + (-1 if is_past else 1), month, day)
     this_year = date(said.year, month, day)
     if is_past:
         return this_year if this_year <= said else date(said.year - 1, month, day)
@@ -328,8 +335,9 @@ def _period(which: str, period: str, said: date) -> tuple[date, date]:
 
 def _season(step: int, first_month: int, said: date) -> tuple[date, date]:
     start = date(said.year, first_month, 1)
-    if step < 0 and _season_end(start) >= said:
-        start = date(said.year - 1, first_month, 1)
+    if step < 0:
+        while _season_end(start) >= said:  # twice in January, in the middle of a winter
+            start = date(start.year - 1, first_month, 1)
     elif step > 0 and start <= said:
         start = date(said.year + 1, first_month, 1)
     elif step == 0 and first_month == 12 and said.month <= 2:

@@ -31,6 +31,8 @@ class FailedTask:
     error: str
     attempts: int
     failed_at: datetime
+    reason: str = ""
+    """`deadly`: the sweeper of sessions leaves it alone. Others are only counted (`extproc.worker.metrics`)."""
 
     @property
     def can_replay(self) -> bool:
@@ -73,10 +75,13 @@ class FailedTasks:
         return sorted(self._database.run(_all, _LIST_LIMIT_S, writes=False), key=lambda task: task.failed_at)
 
     def remove(self, task: FailedTask) -> None:
+        """As it was seen: one that has failed once more since stays."""
+
         def work(connection: Connection) -> None:
             act_for(connection, task.org_id)
             c = failed_tasks.c
-            connection.execute(delete(failed_tasks).where(c.org_id == task.org_id, c.task_id == task.task_id))
+            mine = (c.org_id == task.org_id, c.task_id == task.task_id, c.failed_at == task.failed_at)
+            connection.execute(delete(failed_tasks).where(*mine))
 
         self._database.run(work)
 
@@ -87,12 +92,13 @@ def _put(connection: Connection, task: FailedTask) -> None:
     row = insert_into(connection.dialect.name, failed_tasks).values(
         task_id=task.task_id,
         org_id=task.org_id,
-        payload={"session_id": task.session_id, "org_id": task.org_id},
+        payload={"session_id": task.session_id, "org_id": task.org_id, "reason": task.reason},
         error=task.error,
         attempts=task.attempts,
         failed_at=task.failed_at,
     )
-    again = {"error": row.excluded.error, "attempts": c.attempts + row.excluded.attempts, "failed_at": task.failed_at}
+    last = ("payload", "error", "failed_at")
+    again = {name: row.excluded[name] for name in last} | {"attempts": c.attempts + row.excluded.attempts}
     connection.execute(row.on_conflict_do_update(index_elements=[c.task_id], set_=again))
 
 
@@ -106,7 +112,13 @@ def _all(connection: Connection) -> list[FailedTask]:
         query = select(c.task_id, c.payload, c.error, c.attempts, c.failed_at).where(c.org_id == org_id)
         found += [
             FailedTask(
-                row.task_id, org_id, str(row.payload.get("session_id", "")), row.error, row.attempts, row.failed_at
+                row.task_id,
+                org_id,
+                str(row.payload.get("session_id", "")),
+                row.error,
+                row.attempts,
+                row.failed_at,
+                str(row.payload.get("reason", "")),
             )
             for row in connection.execute(query)
         ]

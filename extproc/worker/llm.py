@@ -23,6 +23,7 @@ import urllib3
 
 from extproc.memory.model import Category
 from extproc.memory.text import stems
+from extproc.worker.clauses import RELATIONS, is_doubtful
 from extproc.worker.dates import annotated, find_dates
 from extproc.worker.extract import (
     MOST_PER_TURN,
@@ -35,7 +36,7 @@ from extproc.worker.extract import (
     Turn,
     normalised,
 )
-from extproc.worker.prose import own_words
+from extproc.worker.prose import is_question, own_words, without_quotations
 from extproc.worker.rules import extract_episodes, without_secrets
 from extproc.worker.secrets import ALWAYS, Kind, redact
 from extproc.worker.slots import slot
@@ -265,12 +266,17 @@ def read_answer(body: bytes, endpoint: LlmEndpoint) -> tuple[list[Proposal], Acc
 def supported(proposal: Proposal, turn: Turn) -> bool:
     """Whether the turn says what the proposal says, as far as that can be seen without a model.
 
-    The quote is in the author's own words (no code, no pasted text); the content shares its words, has no number
-    and no name that the turn has not, and is negative only where the quote is.
+    The quote is in the user's own words (no code, no pasted text, not the assistant's) and its clause states it: no
+    question, no condition, no quotation, nothing of somebody else. The content shares its words, has no number and no
+    name that the turn has not, and is negative only where the clause is.
     """
-    source = f"{own_words(turn.user_text)}\n{own_words(turn.assistant_text)}"
+    prose = own_words(turn.user_text)
+    source = f"{prose}\n{own_words(turn.assistant_text)}"
     plain, quote = normalised(source), normalised(proposal.quote)
-    if len(quote) < _LEAST_QUOTE or quote not in plain or not 0 < len(proposal.content) <= _MOST_CONTENT:
+    clause = _clause_of(quote, prose)
+    if len(quote) < _LEAST_QUOTE or clause is None or not 0 < len(proposal.content) <= _MOST_CONTENT:
+        return False
+    if is_question(clause) or is_doubtful(clause) or _is_of_somebody_else(proposal, clause):
         return False
     said = turn.at.date()
     days = find_dates(proposal.quote, said)
@@ -282,8 +288,10 @@ def supported(proposal: Proposal, turn: Turn) -> bool:
     if not all(_is_spoken(name, spoken) for name in _names(told)):
         return False
     ours = set(stems(proposal.content)) - {"user"} - {number for mention in days for number in _numbers(mention.iso)}
-    shared = ours & set(stems(source))
-    return len(shared) >= _LEAST_SHARED * len(ours) and _is_as_negative(proposal, quote)
+    theirs = set(stems(source))
+    # By its value a fact takes the place of another: none that nobody spoke of.
+    is_borne = set(stems(proposal.value)) <= theirs | {number for mention in days for number in _numbers(mention.iso)}
+    return is_borne and len(ours & theirs) >= _LEAST_SHARED * len(ours) and _is_as_negative(proposal, clause)
 
 
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
@@ -311,6 +319,34 @@ _ORDER = re.compile(
 )
 
 
+_CLAUSE_BEGIN = re.compile(r"[,;:.!?\n—–] *|\b(?:and|but|so|because|while|although|though|whereas|und|aber|mais|pero) ")
+_CLAUSE_END = re.compile(r"[,;:.!?\n—–]|\b(?:and|but|so|because|while|although|though|whereas|und|aber|mais|pero)\b")
+_OF_SOMEBODY = re.compile(rf"(?:my|our) (?:[\w-]+ )?(?P<relation>{RELATIONS})\b(?!'s name)", re.IGNORECASE)
+_THINGS_OF_ONES_OWN: Final = frozenset("company team startup start-up business employer band school assistant".split())  # noqa: SIM905
+
+
+def _clause_of(quote: str, prose: str) -> str | None:
+    """The quote with what stands around it up to the next comma or conjunction; None: the user's words have it not.
+
+    A model that leaves a `no longer` or an `if` out of its quote has left it out of what was said.
+    """
+    plain = normalised(prose if '"' in quote else without_quotations(prose))
+    start = plain.find(quote)
+    if start < 0:
+        return None
+    begin = max((match.end() for match in _CLAUSE_BEGIN.finditer(plain, 0, start)), default=0)
+    end = _CLAUSE_END.search(plain, start + len(quote))
+    return plain[begin : len(plain) if end is None else end.end()]
+
+
+def _is_of_somebody_else(proposal: Proposal, clause: str) -> bool:
+    """`My sister lives in Porto` says nothing of where the user lives."""
+    match = _OF_SOMEBODY.match(clause)
+    if match is None or match["relation"] in _THINGS_OF_ONES_OWN:
+        return False
+    return match["relation"] not in normalised(f"{proposal.subject} {proposal.content}")
+
+
 def _numbers(text: str) -> set[str]:
     return set(_NUMBER.findall(text)) | set(re.findall(r"\d+", text))
 
@@ -323,10 +359,10 @@ def _is_spoken(name: str, spoken: set[str]) -> bool:
     return name in spoken or name.removesuffix("'s") in spoken
 
 
-def _is_as_negative(proposal: Proposal, quote: str) -> bool:
+def _is_as_negative(proposal: Proposal, clause: str) -> bool:
     claims = _NEGATIVE.search(proposal.content) is not None or proposal.negated
-    says = _NEGATIVE.search(quote) is not None
-    return claims == says or _ENDS.search(quote) is not None or _ENDS.search(proposal.content) is not None
+    says = _NEGATIVE.search(clause) is not None
+    return claims == says or _ENDS.search(clause) is not None or _ENDS.search(proposal.content) is not None
 
 
 def _checked(proposals: Sequence[Proposal], turns: Sequence[Turn]) -> Iterator[Extracted]:

@@ -41,7 +41,7 @@ _CODE_LINE: Final = re.compile(
         |\#include|using|namespace|struct|impl|fn|func)\ [^.!?]*[(){};=:"'<>]
     | (?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|FROM|WHERE)\ [^.!?]*[;=*(]
     | \d{4}-\d\d-\d\d[T ]\d\d:\d\d | \[?\d\d:\d\d:\d\d | \[?(?:DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL|TRACE)\b
-    | \.\.\.\ {3} | [{}\[\]<|] | [\w.-]+\ *[:=]\ *["'{\[\d] | [\w.\[\]"']+\ ?[-+*/|&]?=[^=]
+    | \.\.\.\ {3} | [{}\]<|] | \[(?!redacted:\ ) | [\w.-]+\ *[:=]\ *["'{\[\d] | [\w.\[\]"']+\ ?[-+*/|&]?=[^=]
     | \w[\w.]*\([^)]*\)[;:{]?\s*$ | //|/\*|\*/ | --- | \+\+\+ | @@
     )""",
     re.VERBOSE,

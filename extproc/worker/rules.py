@@ -18,8 +18,8 @@ from extproc.worker.clauses import clauses, ends_own_words, gives_reason, is_in_
 from extproc.worker.dates import DateMention, annotated, find_dates, may_name_date
 from extproc.worker.extract import FACT_CONFIDENCE, MOST_PER_TURN, Accounting, Extracted, Extraction, Turn
 from extproc.worker.facts import Fact, find_facts
-from extproc.worker.prose import MOST_CHARACTERS, is_pleasantry, is_question, own_words, pieces, sentences
-from extproc.worker.secrets import ALWAYS, is_empty, may_hold_secret, redact
+from extproc.worker.prose import MOST_CHARACTERS, QUOTE_MARK, is_pleasantry, is_question, own_words, pieces, sentences
+from extproc.worker.secrets import ALWAYS, is_empty, may_hold_secret, redact, without_marks
 from extproc.worker.slots import kind_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ MOST_EPISODES = 16
 """Of one turn, 120 tokens each: a longer text is a document, not something that was told."""
 _MOST_FACT_SENTENCES = 40
 """Of one turn: facts come in few sentences, and only a pasted text has more."""
+_MOST_SEARCHED = 2 * MOST_CHARACTERS
+"""For secrets: more than is read, since the text gets shorter where one is taken out."""
 _FUTURE: Final = frozenset({"plan", "deadline"})
 _LASTING: Final = frozenset({"home", "employer", "role", "tool", "name"})
 """Slots whose date says since when it is so."""
@@ -72,22 +74,43 @@ class RuleExtractor:
 
     def extract(self, turns: Sequence[Turn]) -> Extraction:
         memories: list[Extracted] = []
-        for turn, following in zip_longest(turns, turns[1:]):
+        shown, redactions = _without_their_secrets(turns, self.redacted)
+        for turn, following in zip_longest(shown, shown[1:]):
             said = sentences(own_words(turn.user_text))
             facts = list(_facts(turn, said))
             told = {fact.content for fact in facts}
             # One text is one memory: `Bob likes mushrooms.` is kept as the fact, which can be superseded.
             episodes = [episode for episode in _episodes(turn, said) if episode.content not in told]
             memories += [*episodes, *_of_the_answer(turn, following), *facts]
-        return without_secrets(memories, turns, self.redacted, are_own_words=True)
+        return _finished(memories, turns, self.redacted, redactions)
 
 
 def extract_episodes(turns: Sequence[Turn], redacted: frozenset[Kind] = ALWAYS) -> Extraction:
     """What was said, without facts: for an extractor that finds those in another way."""
     memories: list[Extracted] = []
-    for turn, following in zip_longest(turns, turns[1:]):
+    shown, redactions = _without_their_secrets(turns, redacted)
+    for turn, following in zip_longest(shown, shown[1:]):
         memories += [*_episodes(turn, sentences(own_words(turn.user_text))), *_of_the_answer(turn, following)]
-    return without_secrets(memories, turns, redacted, are_own_words=True)
+    return _finished(memories, turns, redacted, redactions)
+
+
+def _without_their_secrets(turns: Sequence[Turn], kinds: frozenset[Kind]) -> tuple[list[Turn], int]:
+    """And how many were taken out. Before a text is cut into sentences: of a private key each line is one."""
+    shown, count = [], 0
+    for turn in turns:
+        if _may_hold_secret(turn):
+            user, assistant = (redact(text[:_MOST_SEARCHED], kinds) for text in (turn.user_text, turn.assistant_text))
+            shown.append(replace(turn, user_text=user.text, assistant_text=assistant.text))
+            count += len(user.kinds) + len(assistant.kinds)
+        else:
+            shown.append(turn)
+    return shown, count
+
+
+def _finished(memories: list[Extracted], turns: Sequence[Turn], kinds: frozenset[Kind], redactions: int) -> Extraction:
+    """Once more without secrets: sentences that are joined may make one, such as a card's number over four lines."""
+    found = without_secrets(memories, turns, kinds, are_own_words=True)
+    return replace(found, accounting=found.accounting + Accounting(redacted=redactions))
 
 
 def without_secrets(
@@ -99,9 +122,9 @@ def without_secrets(
     """
     clean = []
     redactions = 0
-    suspect = {turn.index for turn in turns if not are_own_words or _may_hold_secret(turn)}
+    suspect = {turn.index for turn in turns if _may_hold_secret(turn)} if are_own_words else None
     for memory in memories:
-        if memory.turn_index in suspect:
+        if suspect is None or memory.turn_index in suspect:
             kept, places = _cleaned(memory, kinds)
             redactions += places
         else:
@@ -113,7 +136,7 @@ def without_secrets(
 
 
 def _may_hold_secret(turn: Turn) -> bool:
-    return may_hold_secret(turn.user_text) or may_hold_secret(turn.assistant_text)
+    return may_hold_secret(turn.user_text[:_MOST_SEARCHED]) or may_hold_secret(turn.assistant_text[:_MOST_SEARCHED])
 
 
 def _cleaned(memory: Extracted, kinds: frozenset[Kind]) -> tuple[Extracted | None, int]:
@@ -123,7 +146,7 @@ def _cleaned(memory: Extracted, kinds: frozenset[Kind]) -> tuple[Extracted | Non
     """
     content, quote, value = (redact(text, kinds) for text in (memory.content, memory.quote, memory.value))
     count = len(content.kinds)
-    if value.kinds or content.is_empty or (count and memory.slot):
+    if value.kinds or content.is_empty or (memory.slot and without_marks(content.text) != content.text):
         return None, count
     if not count and not quote.kinds:
         return memory, 0
@@ -192,15 +215,17 @@ def _facts(turn: Turn, said: list[str]) -> Iterator[Extracted]:
 
 
 def _stated(parts: list[str]) -> Iterator[tuple[str, Fact]]:
+    """Not from clauses that hold a secret: a fact whose value is one is none."""
     if not is_in_earnest("\n".join(parts)):
         return
     for sentence in parts:
         if is_text_work(sentence):
             return
-        for clause in clauses(sentence):
+        readable = without_marks(sentence, QUOTE_MARK)
+        for clause in clauses(readable):
             for fact in find_facts(clause):
                 yield sentence, fact
-        if ends_own_words(sentence):
+        if ends_own_words(readable):
             return
 
 

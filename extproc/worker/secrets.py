@@ -8,12 +8,24 @@ kept libraries (`detect-secrets`) scan files of code line by line, want PyYAML a
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["ALWAYS", "PII", "Kind", "Redacted", "Secret", "find_secrets", "is_empty", "may_hold_secret", "redact"]
+__all__ = [
+    "ALWAYS",
+    "PII",
+    "Kind",
+    "Redacted",
+    "Secret",
+    "find_secrets",
+    "is_empty",
+    "may_hold_secret",
+    "redact",
+    "without_marks",
+]
 
 SECRET_TEXT_LIMIT = 256 * 1024
 """Characters that are looked at; a longer text is cut by `redact`, as nobody can say what the rest holds."""
@@ -55,19 +67,25 @@ class Redacted:
     @property
     def is_empty(self) -> bool:
         """Whether nothing worth storing is left beside what was taken out."""
-        return is_empty(_MARK.sub("", self.text))
+        return is_empty(without_marks(self.text))
 
 
 _TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
 _MARK = re.compile(r"\[redacted: [^\]]{1,30}\]")
 _KEYWORD = (
-    r"pass(?:word|code|phrase|wd)?|pwd|passwort|mot de passe|contraseña|pin(?: code)?|secret|api[ _-]?key|token|cvv|cvc"
+    r"pass(?:word|code|phrase|wd)?|pwd?|passwort|mot de passe|contraseña|"
+    r"pin(?: code)?|secret|api[ _-]?key|token|cvv|cvc"
 )
 
 
 def is_empty(text: str) -> bool:
     """Whether it has no word of two letters."""
     return _TWO_LETTERS.search(text) is None
+
+
+def without_marks(text: str, instead: str = "") -> str:
+    """`instead` where something was taken out."""
+    return _MARK.sub(instead, text) if "[redacted: " in text else text
 
 
 def _rule(pattern: str, kind: Kind, hint: str, check: Callable[[str], bool] | None = None) -> _Rule:
@@ -103,11 +121,28 @@ def _is_iban(text: str) -> bool:
 
 def _is_password(text: str) -> bool:
     """Not a word (`my password is wrong`): it has a digit, a mark or a capital inside, or is several words."""
-    return len(text) >= 4 and not re.fullmatch(r"[A-Z]?[a-zà-ÿ'’]+(?:-[a-z]+)?", text)
+    return len(text) >= 4 and not re.fullmatch(r"[A-Z]?[a-zà-ÿ'’]+(?:-[a-z]+)?|\[redacted\b.*", text)
 
 
 def _is_mixed(text: str) -> bool:
     return any(map(str.isdigit, text)) and any(map(str.isalpha, text))
+
+
+_NAMED = re.compile(r"[A-Za-z_]+[-.]?\d+(?:\.\d+)*|[\d.]+[A-Za-z]+|\w+\.[a-z]{1,4}|\w+-[a-z]+")
+"""`python3.11`, `user_id2`, `8192tokens`, `main2.py`, `base64-encoded`."""
+
+
+def _is_made_up(text: str) -> bool:
+    """Letters and digits in turns, or with marks: no word, number, name with a version, or file."""
+    return _is_mixed(text) and _NAMED.fullmatch(text) is None
+
+
+def _is_basic(text: str) -> bool:
+    """RFC 7617: `user:password` in base64."""
+    try:
+        return b":" in b64decode(text, validate=True)
+    except ValueError:
+        return False
 
 
 _RULES: Final = (
@@ -133,12 +168,33 @@ _RULES: Final = (
     ),
     _rule(
         rf"(?i)\b(?:{_KEYWORD})\b[\"']?(?:\s{{1,3}}[\w-]{{2,20}}){{0,4}}?"
-        r"\s{0,3}(?:=|:|\bis\b|\bist\b|\best\b|\bes\b)\s{0,3}[\"'`]?([^\s\"'`]{2,255}[^\s\"'`.,;:!?)])",
+        r"\s{0,3}(?:=|:|\bis\b|\bist\b|\blautet\b|\best\b|\bes\b)\s{0,3}[\"'`]?([^\s\"'`]{2,255}[^\s\"'`.,;:!?)])",
         Kind.PASSWORD, "", _is_password,
     ),
+    # Named without a word between: only what no word looks like.
+    _rule(rf"(?i)\b(?:{_KEYWORD})\s{{1,3}}[\"'`]?([\w+/=!#$%&*@~.-]{{8,255}})", Kind.PASSWORD, "", _is_made_up),
+    _rule(r"(?i)\b(?:pin(?: code)?|passcode)\s{1,3}(\d{4,8})(?![\w-]|\.\d)", Kind.PASSWORD, ""),
+    _rule(r"(?i)\b(?:cvv|cvc)\s{1,3}(\d{3,4})(?![\w-]|\.\d)", Kind.PASSWORD, "cv"),
+    _rule(r"(?i)\bbasic\s{1,3}([A-Za-z0-9+/]{8,1024}={0,2})", Kind.PASSWORD, "basic", _is_basic),
+    _rule(
+        r"(?i)[?&](?:key|sig|signature|auth|code|credential|x-amz-[a-z-]{3,24})=([\w%.~+/-]{12,1024})",
+        Kind.TOKEN, "=", _is_mixed,
+    ),
     _rule(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)", Kind.CARD, "", _is_card),
+    # In the groups that are printed on it, whatever stands between them.
+    _rule(
+        r"(?<![\w.-])\d{4}(?:[\s._/–-]{1,3}\d{4}){3}(?:[\s._/–-]{1,3}\d{1,3})?(?![\w-]|\.\d)",
+        Kind.CARD, "", _is_card,
+    ),
     _rule(r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{2,4}){3,8}\b", Kind.IBAN, "", _is_iban),
+    # In lower case, and before a word in capitals, which could be a part of it: digits, after a bank's letters.
+    _rule(r"(?i)\b[A-Z]{2}\d{2}(?:[ -]?[A-Z]{4})?(?:[ -]?\d{2,4}){2,8}\b", Kind.IBAN, "", _is_iban),
     _rule(r"(?<![\w-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])", Kind.SOCIAL_SECURITY, "-"),
+    _rule(
+        r"(?i)\b(?:ssn|social security(?: number| no\.?)?)(?:\s{0,3}[:=#]|\s{1,3}is)?\s{1,3}"
+        r"(\d{3}[ .-]?\d{2}[ .-]?\d{4})(?![\w-]|\.\d)",
+        Kind.SOCIAL_SECURITY, "s",
+    ),
     _rule(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,5}\b", Kind.EMAIL, "@"),
     _rule(
         r"(?<![\w.+/-])(?:\+\d{1,3}[ .-]?(?:\(0?\d{1,4}\)[ .-]?)?\d{1,5}(?:[ .-]?\d{2,5}){1,4}"
@@ -148,8 +204,8 @@ _RULES: Final = (
 )  # fmt: skip
 _ANY_SIGN = re.compile(r"\d{3}|[@_=]|://|-----|: |:\d")
 _ANY_WORD: Final = (
-    "pass", "pwd", "contrase", "pin", "secret", "key", "token", "cvv", "cvc", "bearer", "akia", "asia", "aiza", "eyj",
-    "sg.", "sk-", "pk-", "rk-", "glpat", "xox", "pypi-", "ya29",
+    "pass", "pw", "contrase", "pin", "secret", "key", "token", "cvv", "cvc", "bearer", "basic", "akia", "asia",
+    "aiza", "eyj", "sg.", "sk-", "pk-", "rk-", "glpat", "xox", "pypi-", "ya29",
 )  # fmt: skip
 """A text with none of these words and signs holds nothing of these rules, which saves most texts the searches."""
 

@@ -176,7 +176,7 @@ class _Attempt:
 
     def _set_aside(self, reason: Reason, error: str, attempts: int | None = None) -> None:
         """Where even that fails, the session stays as it is, and the sweeper sends it again."""
-        failed = replace(self.given, error=error, attempts=attempts or self._number)
+        failed = replace(self.given, error=error, attempts=attempts or self._number, reason=reason)
         try:
             self._parts.set_aside(failed)
         except StoreError as problem:

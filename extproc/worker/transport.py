@@ -4,7 +4,8 @@ A stock worker ends with an exception at one, and the message is gone with it. H
 `on_unreadable` of the transport options, with what could be read of it.
 
 A message whose process died, or whose worker is gone, is put back on the queue, for ever. kombu marks it as redelivered
-and does not count; here its own header does, so that somebody can give up.
+and does not count; here its own header does, so that somebody can give up. What a worker gives back when it stops, or
+when it has lost the broker, does not count: nothing died of it, however often somebody restarts workers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from binascii import Error as NotBase64
 from queue import Empty
 from typing import Any
 
+from celery.worker import state
 from kombu.transport import redis
+from typing_extensions import override
 
 __all__ = ["DELIVERIES_HEADER", "SentinelTransport", "ServerTransport", "deliveries", "is_readable"]
 
@@ -46,6 +49,8 @@ class _Reading:
     """Of a channel."""
 
     connection: Any
+    is_giving_back = False
+    """While the channel closes: what it has taken is given back, begun or not."""
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
@@ -55,8 +60,19 @@ class _Reading:
             raise Empty from None
 
     def _do_restore_message(self, payload: Any, *args: Any, **given: Any) -> None:
-        _count_delivery(payload)
+        if not self.is_giving_back and state.should_stop is None:
+            _count_delivery(payload)
         super()._do_restore_message(payload, *args, **given)  # type: ignore[misc]
+
+
+class _Qos(redis.QoS):
+    @override
+    def restore_unacked(self, client: Any = None) -> None:
+        self.channel.is_giving_back = True
+        try:
+            super().restore_unacked(client)  # type: ignore[no-untyped-call]
+        finally:
+            self.channel.is_giving_back = False
 
 
 class _Delivering:
@@ -84,11 +100,11 @@ def _report(transport: Any, message: Any) -> None:
 
 
 class _ServerChannel(_Reading, redis.Channel):
-    pass
+    QoS = _Qos
 
 
 class _SentinelChannel(_Reading, redis.SentinelChannel):
-    pass
+    QoS = _Qos
 
 
 class ServerTransport(_Delivering, redis.Transport):

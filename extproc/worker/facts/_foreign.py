@@ -30,6 +30,7 @@ class _Row:
 _V = r"(?P<v>[^\s,;.()][^,;.()\n]{0,60})"
 _NAME = r"(?P<v>[A-ZÀ-Þ][\w-]+(?: [A-ZÀ-Þ][\w-]+)?)"
 _VALUE_END = re.compile(r" (?:als|und|et|y|pero|mais|aber|que|weil|seit|desde|depuis) ")
+_DENIED = re.compile(r"\b(?:nicht|nie|kein\w*|pas|jamais|nunca)\b", re.IGNORECASE)
 _ROWS: Final = tuple(
     _Row(re.compile(pattern), name, told)
     for pattern, name, told in (
@@ -80,6 +81,8 @@ def foreign_facts(clause: Clause, head: str) -> Iterator[Fact]:
     text = clause.said[:1].lower() + clause.said[1:]
     for row in _ROWS:
         if (match := row.pattern.match(text)) and (value := _VALUE_END.split(match["v"])[0].strip()):
+            if _DENIED.search(value):
+                return
             category = Category.PREFERENCE if row.slot in _PREFERENCES else Category.FACTUAL
             corrects = clause.is_correction or row.told.startswith("no longer")
             told = f"The user {row.told.format(value)}"

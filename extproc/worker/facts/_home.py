@@ -18,8 +18,11 @@ _NO_PLACE = re.compile(
 )
 _AGO = re.compile(rf"\s+(?:an?|\d+|a (?:couple|few)(?: of)?|some|several|{NUMBER_WORDS}) (?:day|week|month|year)s?$")
 """What `ago` leaves behind."""
+_WENT_ON = re.compile(r"\b(?:back|then|later|and (?:\w+ )?to)\b")
+"""After the place: it was not the last one."""
 _SINCE = re.compile(
-    rf"\b(?:(?:in|since|on) (?:\w+ ){{0,2}}?(?:\d{{4}}|{MONTH})(?: \d{{4}})?|last \w+|yesterday|today|"
+    rf"\b(?:(?:in|since|on) (?:\w+ ){{0,2}}?(?:\d{{4}}|{MONTH}(?: \d{{1,2}}(?:st|nd|rd|th)?\b)?)(?:,? \d{{4}})?|"
+    r"last \w+|yesterday|today|"
     r"\w+ (?:days?|weeks?|months?|years?) ago)\b",
     re.IGNORECASE,
 )
@@ -33,7 +36,7 @@ def since(match: re.Match[str], said: Said) -> str:
 
 def _home(match: re.Match[str], said: Said) -> Iterator[Fact]:
     value = re.sub(r"\s+(?:with|for|on|as|and)\b.*", "", value_of(match)[0])
-    if not value or _NO_PLACE.match(value):
+    if not value or " or " in value or _NO_PLACE.match(value) or re.fullmatch(r"the [^A-ZÀ-Þ]*", value):
         return
     yield said.fact("home", value, told(said, match.start("v") + len(value)))
     if other := re.fullmatch(r"(?:and )?not (?:in |at )?((?!my |your |the |so )[\w .-]{2,40})", said.clause.tail):
@@ -41,6 +44,8 @@ def _home(match: re.Match[str], said: Said) -> Iterator[Fact]:
 
 
 def _moved(match: re.Match[str], said: Said) -> Iterator[Fact]:
+    if _WENT_ON.search(said.text, match.start("v")):
+        return
     value = re.sub(r"\s+(?:with|for|on|as|and|in)\b.*", "", _AGO.sub("", value_of(match)[0]))
     if said.polarity < 0 or not value[:1].isupper() or IS_SOFTWARE.search(value):
         return

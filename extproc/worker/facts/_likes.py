@@ -35,7 +35,7 @@ def _taste(match: re.Match[str], said: Said) -> Iterator[Fact]:
 def _prefer(match: re.Match[str], said: Said) -> Iterator[Fact]:
     value, _ = value_of(match)
     parts = re.split(r" (?:over|to|rather than|instead of|than) ", value, maxsplit=1)
-    if EMPTY_VALUE.match(parts[0]) and not parts[1:]:
+    if re.match(r"not\b", value) or (EMPTY_VALUE.match(parts[0]) and not parts[1:]):
         return
     statement = f"{said.who} {'prefers' if said.polarity > 0 else 'does not prefer'} {third_person(value)}"
     yield said.fact("prefer", third_person(parts[0]), statement, Category.PREFERENCE)

@@ -33,7 +33,8 @@ __all__ = ["HEALTH", "NAMES", "OWNS", "called", "name_of"]
 
 _NOT_A_NAME: Final = frozenset(
     """back later when if now tomorrow tonight today at on a an the it me out here there missing not wrong sir maam
-    crazy anytime again soon first whatever please private unknown""".split()  # noqa: SIM905 (a table of words)
+    crazy anytime again soon first whatever please private unknown
+    done ready fine good great sorry new sure tired sick busy stuck lost happy glad curious""".split()  # noqa: SIM905 (a table of words)
 )
 
 
@@ -50,7 +51,9 @@ def name_of(text: str) -> str:
 
 
 def called(match: re.Match[str], said: Said) -> Iterator[Fact]:
-    if value := name_of(match["v"]):
+    value = name_of(match["v"])
+    # `Call me Ishmael is how it begins`: words that are spoken of.
+    if value and not re.match(r" (?:is|was|are)\b", match["v"][len(value) :]):
         yield said.fact("name", value, f"{said.who} is called {value}", polarity=1)
 
 
@@ -62,7 +65,7 @@ def _renamed(match: re.Match[str], said: Said) -> Iterator[Fact]:
 def _introduced(match: re.Match[str], said: Said) -> Iterator[Fact]:
     """`Hi, I'm Tom`: a name only after a greeting, as `I'm Dutch` looks the same."""
     is_people = re.search(r"(?:ish|ese|ch|ian|can|ist)$", match["v"])
-    if said.clause.after_greeting and said.polarity > 0 and not is_people:
+    if said.clause.after_greeting and said.polarity > 0 and not is_people and match["v"].lower() not in _NOT_A_NAME:
         yield from called(match, said)
 
 
@@ -105,7 +108,12 @@ NAMES: Final = (
     row("go goes", rf"goe?s? by {V}", called),
     row("changed have has", rf"(?:have |has )?changed (?:my|her|his|their) name to {V}", _renamed),
     row("am is are", rf"{BE} (?P<v>\d{{1,3}}|{NUMBER_WORDS})(?: years? old)?$", _age),
-    row("turned", r"turned (?P<v>\d{1,3})\b(?!%)", _age),
+    row(
+        "turned",
+        r"turned (?P<v>\d{1,3})"
+        r"(?=$| (?:last|this|yesterday|today|recently|on|in|years?)\b|,| \w+ (?:day|week|month)s? ago)",
+        _age,
+    ),
 )
 HEALTH: Final = (
     row("am is are", rf"{BE} (?:very |severely |deadly |also )?allergic to {V}", _allergic),
@@ -116,7 +124,7 @@ HEALTH: Final = (
         _diet,
     ),
     row("am is are", rf"{BE} (?P<v>\w{{3,20}})[- ]intolerant\b", _intolerant),
-    row("am is are", rf"{BE} (?:also )?(?P<v>(?i:{CONDITIONS}))\b", plain("health")),
+    row("am is are", rf"{BE} (?:also )?(?P<v>(?i:{CONDITIONS}))\b(?! (?:to|with)\b)", plain("health")),
     row("have has suffer suffers", rf"(?:have|has|suffers? from) (?:also )?(?P<v>(?i:{ILLNESSES}))\b", plain("health")),
     row(
         "speak speaks",

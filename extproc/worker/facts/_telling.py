@@ -106,7 +106,7 @@ _VALUE_END = re.compile(
 )
 EMPTY_VALUE: Final = re.compile(
     r"(?:it|this|that|these|those|them|you|your|him|her|us|me|anything|nothing|everything|something|here|there|one|ones|"
-    r"how|what|when|why|"
+    r"how|what|when|where|which|who|why|neither|none|not|"
     r"the (?:first|second|third|last|other|idea|way|sound|look|fact|part|result|answer|suggestion|option))\b",
     re.IGNORECASE,
 )

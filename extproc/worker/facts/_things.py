@@ -30,6 +30,12 @@ _VERBAL = re.compile(
     r"(?:not|being|going|getting|working|broken|about|that|to|how|why|very|so|too|also|still|here|there|all)\b",
     re.IGNORECASE,
 )
+_SEEN_FROM_TODAY = re.compile(
+    r"\b(?:today|tonight|tomorrow|yesterday|soon|next|this|last|weekend|in \w+ (?:day|week|month)s?|\w+ days? ago|"
+    r"(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b",
+    re.IGNORECASE,
+)
+"""What a birthday is only once: a week later it would be false. The episode has the day beside it."""
 _ABOUT_SOMEBODY = re.compile(r"(?:from|in|at|on|allergic|called|named|now|born)\b")
 """What a predicate says of a person, and better."""
 
@@ -55,6 +61,8 @@ def _of_relation(match: re.Match[str], said: Said) -> Iterator[Fact]:
 def _relation_birthday(match: re.Match[str], said: Said) -> Iterator[Fact]:
     """`My husband's birthday is 9 May`."""
     value, _ = value_of(match)
+    if _SEEN_FROM_TODAY.search(value):
+        return
     who = f"user's {match['relation'].lower()}"
     yield replace(said.fact("birthday", value, f"The {who}'s birthday is {value}"), subject=who)
 
@@ -62,7 +70,7 @@ def _relation_birthday(match: re.Match[str], said: Said) -> Iterator[Fact]:
 def _my(kind: str) -> Build:
     def build(match: re.Match[str], said: Said) -> Iterator[Fact]:
         value, _ = value_of(match)
-        if value and not _VERBAL.match(value):
+        if value and not _VERBAL.match(value) and not _SEEN_FROM_TODAY.search(value):
             statement = third_person(said.text[: match.start("v")] + value)
             yield said.fact(slot(kind), value, f"The user's {statement.split(' ', 1)[1]}")
 
@@ -78,7 +86,9 @@ def _favourite(match: re.Match[str], said: Said) -> Iterator[Fact]:
 
 
 def _deadline(match: re.Match[str], said: Said) -> Iterator[Fact]:
-    value = match["v"].strip()
+    value = re.sub(r"^not .* but ", "", match["v"].strip())
+    if value.startswith("not "):
+        return
     if not _INFORMATIVE.search(value) and not _NAMES_A_DAY.search(value):
         return
     thing = re.sub(r"^(?:the|my|our) ", "", match["thing"] or "")
@@ -96,6 +106,8 @@ def _attribute(match: re.Match[str], said: Said) -> Iterator[Fact]:
     if words[-1] in _UNINFORMATIVE or "'s" in thing or _VERBAL.match(value) or not _INFORMATIVE.search(value):
         return
     if re.fullmatch(r"(?:\w+ )?\w+ and .*", value):
+        return
+    if words[-1] == "birthday" and _SEEN_FROM_TODAY.search(value):
         return
     bare = thing.removeprefix("new ")
     statement = f"The user's {bare} {match['be'].lower()} {third_person(value)}"

@@ -16,9 +16,12 @@ from extproc.worker.slots import slot
 __all__ = ["SWITCHED", "TOOLS", "WORK"]
 
 _NO_EMPLOYER = re.compile(
-    r"(?:home|night|nights|it|this|that|my|myself|the (?:moment|bottom|same)|weekends?|two|a solution|[\d])\b",
+    r"(?:home|night|nights|it|this|that|my|myself|the (?:moment|bottom|same)|weekends?|two|a solution|"
+    r"a living|free|fun|money|food|pleasure|peanuts|[\d])\b",
     re.IGNORECASE,
 )
+_SOMEBODY_WITH = re.compile(r" (?:an?|the|for|my|our|his|her|some|two|alone|behind|out)\b")
+"""`Left Paris for Rome`, `joined Anna for lunch`, `left Maria a message`."""
 _NO_TOOL = re.compile(
     rf"(?:it|this|that|them|these|the|a|an|my|our|your|one|both|all|some|only|\d|{NUMBER_WORDS})\b", re.IGNORECASE
 )
@@ -31,6 +34,8 @@ def _employer(match: re.Match[str], said: Said) -> Iterator[Fact]:
         return
     groups = match.groupdict()
     if "capital" in groups and (not value[:1].isupper() or ("gone" not in groups and IS_SOFTWARE.search(value))):
+        return
+    if "capital" in groups and _SOMEBODY_WITH.search(value):
         return
     polarity = -1 if groups.get("gone") else said.polarity
     statement = told(said, match.start("v") + len(value)) + _when(match, said)
@@ -95,6 +100,9 @@ def _switched(match: re.Match[str], said: Said) -> Iterator[Fact]:
     value = re.sub(r"\s+(?:in|on|at|and)\b.*", "", value)
     if said.polarity < 0 or not value[:1].isupper():
         return
+    # "We moved from Rome to Milan" is told in the same words.
+    if match["verb"] == "moved" and not IS_SOFTWARE.search(f"{match['source']} {value} {thing}"):
+        return
     when = _when(match, said)
     when = f" since {when.removeprefix(' in ').strip()}" if when.startswith(" in ") else when
     for fact in _tools(said, value, thing, match["source"] or "", corrects=True):
@@ -104,7 +112,7 @@ def _switched(match: re.Match[str], said: Said) -> Iterator[Fact]:
 SWITCHED: Final = (
     row(
         "moved switched migrated changed have has",
-        rf"(?:have |has )?(?:switched|migrated|changed|moved) (?:from (?P<source>[\w .#+-]{{1,40}}?) )to {V}",
+        rf"(?:have |has )?(?P<verb>switched|migrated|changed|moved) (?:from (?P<source>[\w .#+-]{{1,40}}?) )to {V}",
         _switched,
     ),
 )

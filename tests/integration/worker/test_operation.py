@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from extproc.stack.envoy import free_port
+from extproc.worker.transport import DELIVERIES_HEADER
 from tests.integration.worker import marked_worker
 from tests.integration.worker.test_worker import TEXTS, extproc, once
 from tests.integration.worker.worker_side import Place, eventually
@@ -144,6 +145,8 @@ def test_a_task_that_waits_for_its_next_attempt_is_given_back_at_the_end(on_sqli
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
     assert (on_sqlite.waits(), on_sqlite.taken()) == (1, [])
+    (message,) = on_sqlite.valkey.execute("LRANGE", "extraction", 0, -1)
+    assert DELIVERIES_HEADER not in json.loads(message)["headers"]  # a restart is no sign of a deadly task
 
 
 def test_an_address_that_is_taken_is_said(on_sqlite: Place) -> None:

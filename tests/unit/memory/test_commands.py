@@ -263,6 +263,13 @@ def test_no_line_ends_an_import(shell: Shell, given: str) -> None:
     assert result.stderr.startswith("line 2: ")
 
 
+def test_a_mark_of_byte_order_before_the_first_line_is_none_of_it(shell: Shell, tmp_path: Path) -> None:
+    lines = b'\xef\xbb\xbf{"content": "one"}\n{"content": "two", "confidence": null}\n'
+    (tmp_path / "in.jsonl").write_bytes(lines)
+    assert shell.run("import", str(tmp_path / "in.jsonl")).stdout == "2 added, 0 there already, 0 bad\n"
+    assert shell.run("import", "-", stdin=lines).stdout == "0 added, 2 there already, 0 bad\n"
+
+
 def test_standard_input_that_is_no_utf8_is_one_bad_line(shell: Shell) -> None:
     result = shell.run("import", "-", stdin=b'{"content": "\xff"}\n{"content": "one"}')
     assert result.stdout == "1 added, 0 there already, 1 bad\n"

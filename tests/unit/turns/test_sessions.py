@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from sqlalchemy import update
+from sqlalchemy import insert, update
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from extproc.memory.database import BUSY_TIMEOUT_MS, Database, act_for
-from extproc.memory.schema import sessions, turns
+from extproc.memory.schema import failed_tasks, sessions, turns
 from extproc.turns.checkpoint import DatabaseCheckpoints
 from extproc.turns.sessions import LeftBehind, Sessions, TerminatedSession
 from extproc.turns.sessions_api import session_routes
@@ -57,6 +57,15 @@ def extracted(database: Database, org: str, turns_done: int) -> None:
     def write(connection: Any) -> None:
         act_for(connection, org)
         connection.execute(update(sessions).where(sessions.c.org_id == org).values(extracted_turns=turns_done))
+
+    database.run(write)
+
+
+def set_aside(database: Database, org: str, task: str, reason: str) -> None:
+    def write(connection: Any) -> None:
+        act_for(connection, org)
+        row = {"payload": {"reason": reason}, "error": "why", "attempts": 1, "failed_at": NOW}
+        connection.execute(insert(failed_tasks).values(task_id=task, org_id=org, **row))
 
     database.run(write)
 
@@ -217,6 +226,18 @@ class TestLeftBehind:
         sink.write([entry(org, "r1", -1000 + 10 * n) for n, org in enumerate(orgs)])
         sink.write([entry(orgs[0], "r2", -900, session="s2")])
         assert [one.org_id for one in its.left_behind(NOW, 600, 4)] == orgs
+
+    def test_that_of_a_deadly_task_is_left_alone_until_it_goes_on_or_is_replayed(
+        self, its: Sessions, sink: DatabaseCheckpoints, database: Database, org: str
+    ) -> None:
+        sink.write([entry(org, f"r{n}", -900 + n, session=f"s{n}") for n in range(3)])
+        ids = [session_id(org, AGENT, None, f"s{n}") for n in range(3)]
+        set_aside(database, org, task_id(org, ids[0], 0), "deadly")
+        set_aside(database, org, task_id(org, ids[1], 0), "refused")
+        assert [one.session_id for one in its.left_behind(NOW, 600, 1)] == [ids[1]]
+        assert [one.session_id for one in its.left_behind(NOW, 600, 10)] == ids[1:]
+        sink.write([entry(org, "r3", -700, session="s0")])
+        assert {one.session_id for one in its.left_behind(NOW, 600, 10)} == set(ids)
 
 
 class TestClaim:

@@ -124,6 +124,20 @@ def test_a_message_that_is_put_back_counts_how_often() -> None:
     assert deliveries(channel.restored["headers"][DELIVERIES_HEADER]) == 3
 
 
+def test_what_a_closing_channel_gives_back_does_not_count() -> None:
+    channel = CountingChannel()
+    channel.is_giving_back = True
+    channel._do_restore_message({**MESSAGE, "headers": {}}, "", "extraction", None)
+    assert channel.restored["headers"] == {}
+
+
+def test_a_process_that_dies_while_the_worker_stops_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery.worker.state.should_stop", 0)
+    channel = CountingChannel()
+    channel._do_restore_message({**MESSAGE, "headers": {}}, "", "extraction", None)
+    assert channel.restored["headers"] == {}
+
+
 @pytest.mark.parametrize("payload", [None, [], {}, {"headers": None}])
 def test_what_has_no_headers_is_put_back_all_the_same(payload: object) -> None:
     channel = CountingChannel()

@@ -63,6 +63,11 @@ def test_words_become_days(text: str, iso: str) -> None:
         ("2025-12-15", "next month", "2026-01"),
         ("2026-01-15", "since December", "2025-12"),
         ("2024-02-29", "a year ago", "2023"),
+        ("2027-12-29", "I fly on 29 February", "2028-02-29"),
+        ("2025-01-02", "I flew on February 29", "2024-02-29"),
+        ("2026-01-05", "last winter", "2024-12-01/2025-02-28"),
+        ("2026-12-05", "last winter", "2025-12-01/2026-02-28"),
+        ("2026-01-05", "this winter", "2025-12-01/2026-02-28"),
     ],
 )
 def test_at_the_turn_of_a_year(said: str, text: str, iso: str) -> None:
@@ -124,3 +129,12 @@ def test_a_megabyte_takes_bounded_time(text: str) -> None:
     begun = time.process_time()
     find_dates(text * (1_000_000 // len(text)), WEDNESDAY)
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("text", ["I was born on May 5", "I was born on the 5th of May", "she was born in May"])
+def test_a_day_of_birth_is_of_no_year_that_is_near(text: str) -> None:
+    assert find_dates(text, WEDNESDAY) == []
+
+
+def test_a_day_of_birth_with_its_year_is_a_day() -> None:
+    assert [mention.iso for mention in find_dates("I was born on 5 May 1990", WEDNESDAY)] == ["1990-05-05"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,20 @@ def test_the_last_error_counts(tasks: FailedTasks) -> None:
     for error in ("first", "second"):
         tasks.put(failed_task("t-1", {}, error, 1, NOON))
     assert [task.error for task in tasks.all()] == ["second"]
+
+
+def test_the_last_reason_counts(tasks: FailedTasks) -> None:
+    for reason in ("time", "deadly"):
+        tasks.put(replace(failed_task("t-1", {}, "why", 1, NOON), reason=reason))
+    assert [task.reason for task in tasks.all()] == ["deadly"]
+
+
+def test_what_failed_again_since_it_was_seen_stays(tasks: FailedTasks) -> None:
+    tasks.put(failed_task("t-1", {}, "why", 1, NOON))
+    (seen,) = tasks.all()
+    tasks.put(failed_task("t-1", {}, "again", 1, NOON + timedelta(microseconds=1)))
+    tasks.remove(seen)
+    assert [task.error for task in tasks.all()] == ["again"]
 
 
 def test_what_is_removed_is_gone(tasks: FailedTasks) -> None:

@@ -156,6 +156,62 @@ def test_what_was_not_said_is_dropped_and_counted(stand_in: StandIn, turn: Build
     assert extraction.accounting.unsupported == 1
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Do you think I live in Lisbon or elsewhere?",
+        "If I live in Lisbon then taxes are low.",
+        "It is not true that I live in Lisbon.",
+        "Maybe I live in Lisbon for good.",
+        'She wrote "I live in Lisbon" on the card.',
+        "I wish I live in Lisbon soon.",
+    ],
+)
+def test_what_the_words_around_the_quote_take_back_is_not_believed(said: str, stand_in: StandIn, turn: Build) -> None:
+    stand_in.says(completion(HOME))
+    assert facts(stand_in, turn(said)) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "quote"),
+    [
+        ("I no longer live in Lisbon.", "live in Lisbon"),
+        ("My sister lives in Lisbon.", "lives in Lisbon"),
+        ("My older sister lives in Lisbon.", "lives in Lisbon"),
+        ("I never lived in Lisbon.", "lived in Lisbon"),
+    ],
+)
+def test_a_quote_that_leaves_out_what_matters_is_not_believed(
+    said: str, quote: str, stand_in: StandIn, turn: Build
+) -> None:
+    stand_in.says(completion(HOME | {"quote": quote}))
+    assert facts(stand_in, turn(said)) == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "I don't eat meat and I live in Lisbon.",
+        "I live in Lisbon, so where should I eat?",
+        "I'm not sure about the rest, but I live in Lisbon.",
+        "My sister lives in Porto and I live in Lisbon.",
+    ],
+)
+def test_what_other_clauses_say_does_not_matter(said: str, stand_in: StandIn, turn: Build) -> None:
+    stand_in.says(completion(HOME))
+    assert [fact.value for fact in facts(stand_in, turn(said))] == ["Lisbon"]
+
+
+def test_the_assistants_words_are_no_fact_about_the_user(stand_in: StandIn, turn: Build) -> None:
+    stand_in.says(completion(HOME))
+    assert facts(stand_in, turn("Where was I born?", "You said: I live in Lisbon.")) == []
+
+
+def test_a_value_that_nobody_spoke_of_is_not_believed(stand_in: StandIn, turn: Build) -> None:
+    stand_in.says(completion(HOME | {"value": "a castle"}))
+    assert facts(stand_in, turn("I live in Lisbon.")) == []
+
+
 def test_code_and_pasted_text_support_nothing(stand_in: StandIn, turn: Build) -> None:
     stand_in.says(completion(HOME))
     assert facts(stand_in, turn("Look:\n```\nI live in Lisbon\n```\nWhat is it?")) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from extproc.memory.model import MAX_CONTENT_BYTES, Category
 from extproc.worker.extract import EPISODE, MOST_PER_TURN, Extracted, Turn
-from extproc.worker.rules import MOST_EPISODES, RuleExtractor
+from extproc.worker.rules import MOST_EPISODES, RuleExtractor, extract_episodes
 from extproc.worker.secrets import ALWAYS, PII
 
 Build = Callable[..., Turn]
@@ -121,6 +122,93 @@ def test_secrets_never_reach_a_memory(said: str, kept: list[str], turn: Build) -
     assert [memory.content for memory in extraction.memories if not memory.slot] == kept
     assert all("4111" not in f"{memory.content}{memory.quote}{memory.value}" for memory in extraction.memories)
     assert extraction.accounting.redacted >= 1
+
+
+def test_of_a_private_key_no_line_reaches_a_memory(turn: Build) -> None:
+    lines = [hashlib.sha256(bytes([number])).hexdigest() for number in range(30)]
+    key = "\n".join(["-----BEGIN RSA PRIVATE KEY-----", *lines, "-----END RSA PRIVATE KEY-----"])
+    for extraction in (
+        RULES.extract([turn(f"My deploy key:\n{key}\nI live in Malmö.")]),
+        extract_episodes([turn(key)]),
+    ):
+        assert not any(line in f"{one.content}{one.quote}" for one in extraction.memories for line in lines)
+        assert extraction.accounting.redacted == 1
+
+
+def test_one_secret_is_counted_once(turn: Build) -> None:
+    assert RULES.extract([turn("My key is sk-proj-abcd1234efgh5678ijkl9012.")]).accounting.redacted == 1
+
+
+def test_beside_a_secret_facts_are_found(turn: Build) -> None:
+    said = "My key is sk-proj-abcd1234efgh5678ijkl9012. I live in Malmö. AKIAIOSFODNN7EXAMPLE expired, and I like tea."
+    assert [fact.content for fact in facts(turn(said))] == ["The user lives in Malmö.", "The user likes tea."]
+
+
+def test_a_turn_that_begins_with_a_secret_is_no_code(turn: Build) -> None:
+    assert episodes(turn("AKIAIOSFODNN7EXAMPLE is my old key.")) == ["[redacted: token] is my old key."]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "No vivo en Madrid.",
+        "I am allergic to neither nuts nor milk.",
+        "I turned 30 off.",
+        "As they say, I live in Rome.",
+        "I live in Rome, she said.",
+        "I live in Rome, said my sister.",
+        "I am a vegan, says Tom.",
+        "I live in <city>.",
+        "I live in ${CITY}",
+        "I live in Rome or in Milan.",
+        "Ich wohne in Berlin nicht.",
+        "I moved to Rome but came back.",
+        "I moved from Rome to Milan and back to Rome.",
+        "We moved from Rome to Milan.",
+        "My birthday is tomorrow.",
+        "My wife's birthday is next Friday.",
+        "The deadline is not Friday.",
+        "I left Paris for Rome.",
+        "I joined Anna for lunch.",
+        "I left Maria a message.",
+        "I work for free.",
+        "I live in the same house as my brother.",
+        "I prefer not to say.",
+        "I am blind to it.",
+        "I like where this is going.",
+        "Hi, I'm Done.",
+        "Call me Ishmael is the first line of it.",
+        "Correct my English. I am living in Rome since 2 years.",
+    ],
+)
+def test_what_only_looks_like_a_fact_is_none(said: str, turn: Build) -> None:
+    assert facts(turn(said)) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "content"),
+    [
+        ("No, I live in Rome.", "The user lives in Rome."),
+        ("I turned 30 last week.", "The user is 30 years old."),
+        ("My birthday is in May.", "The user's birthday is in May."),
+        ("We moved from GitHub to GitLab.", "The user's team uses GitLab."),
+        ("The deadline is not Friday but Monday.", "The deadline is Monday."),
+        ("I moved from Rome to Milan.", "The user lives in Milan."),
+        ("I love tea <3", "The user loves tea <3."),
+        ("I left Siemens.", "The user left Siemens."),
+        ("I joined Bank of Ireland.", "The user joined Bank of Ireland."),
+        ("I live in the south of France.", "The user lives in the south of France."),
+        ("Hi, I'm Tom.", "The user is called Tom."),
+        ("I am blind.", "The user is blind."),
+    ],
+)
+def test_what_is_one_stays_one(said: str, content: str, turn: Build) -> None:
+    assert content in [fact.content for fact in facts(turn(said))]
+
+
+def test_a_move_keeps_its_day(turn: Build) -> None:
+    (fact,) = facts(turn("I moved to Oslo on December 31."))
+    assert "December 31 (" in fact.content
 
 
 def test_a_fact_whose_value_is_a_secret_is_none(turn: Build) -> None:
