@@ -245,9 +245,9 @@ def standing(indexes: Sequence[Index], now: datetime) -> tuple[list[Memory], lis
         if not index.pinned and not index.profile:
             continue
         blocked = index.blocked(now, past=False)
-        for slots, memories in zip((index.pinned, index.profile), found, strict=True):
-            free = [slot for slot in slots if blocked is None or not blocked[slot]]
-            memories.extend(_newest(map(index.memory, sorted(free, reverse=True)[: 2 * MOST_STANDING])))
+        for slots, memories in zip((index.pinned.sorted, index.profile.sorted), found, strict=True):
+            free = slots if blocked is None else slots[~blocked[slots]]
+            memories.extend(index.newest(free, MOST_STANDING))
     return _newest(found[0]), _newest(found[1])
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Integer,
     and_,
     bindparam,
+    case,
     delete,
     func,
     literal,
@@ -67,6 +68,8 @@ _ROW_COLUMNS = [*COLUMNS, *FEATURES]
 _MOST_BETWEEN = 10_000
 """Rows of a session between the first and the last of a batch: more is no conversation."""
 _FEW_SESSIONS = 3
+_MOST_RETRIEVALS = 2**31 - 1
+"""What PostgreSQL's column holds."""
 _MOST_HISTORY = 500
 """Memories that one history shows."""
 _REVISED = ("status", "confidence", "valid_until", "superseded_by", "metadata")
@@ -220,7 +223,16 @@ class Rows:
         counted = (
             update(memories)
             .where(_c.org_id == org_id, _c.id == bindparam("memory"))
-            .values(retrieval_count=_c.retrieval_count + bindparam("count"), last_retrieved_at=bindparam("at"))
+            .values(
+                retrieval_count=case(
+                    (
+                        _c.retrieval_count < _MOST_RETRIEVALS - bindparam("count"),
+                        _c.retrieval_count + bindparam("count"),
+                    ),
+                    else_=_MOST_RETRIEVALS,
+                ),
+                last_retrieved_at=bindparam("at"),
+            )
         )
         # In one order, so that two writers never wait for each other.
         values = [{"memory": id_, "count": count, "at": at} for id_, count in sorted(counts.items())]
@@ -514,6 +526,8 @@ def read_memory(row: Sequence[Any]) -> Memory:
     values[7] = _CATEGORIES.get(values[7]) or Category(values[7])
     values[10] = _STATUSES.get(values[10]) or Status(values[10])
     values[11] = _SOURCES.get(values[11]) or Source(values[11])
+    if not isinstance(values[-1], dict):  # metadata that another program wrote
+        values[-1] = {}
     return Memory(*values)
 
 

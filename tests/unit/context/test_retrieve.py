@@ -203,6 +203,13 @@ def test_pinned_and_profile_memories_stand_the_newest_first(asking: Asking, make
     assert standing([index], NOON) == ([new, old], [name])
 
 
+def test_the_newest_stand_whatever_the_order_in_the_arrays(asking: Asking, make: MakeMemory) -> None:
+    pinned = [make(f"tea {n}", created_at=NOON + timedelta(days=n // 2), metadata={"pinned": True}) for n in range(100)]
+    newest = sorted(pinned, key=lambda one: (-one.created_at.timestamp(), one.id))[: retrieve.MOST_STANDING]
+    for order in (pinned, pinned[::-1], random.sample(pinned, 100)):
+        assert standing([asking.index(*order)], NOON)[0] == newest
+
+
 @pytest.mark.parametrize("query", ["", "what is it?"])
 def test_a_query_without_words_finds_nothing_by_words(asking: Asking, make: MakeMemory, query: str) -> None:
     assert asking.indexer.question(query).vector is None

@@ -255,6 +255,17 @@ class TestCounts:
         assert found is not None
         assert (found.retrieval_count, found.last_retrieved_at) == (5, memory.created_at)
 
+    def test_retrievals_stay_within_their_column(self, store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
+        most = 2**31 - 1
+        memory = replace(make("tea"), retrieval_count=most - 3)
+        store.add(memory)
+        seen = []
+        for count in (2, 5, 1):
+            store.record_retrievals({(agent.org_id, memory.id): count}, memory.created_at)
+            found = store.get(agent, memory.id)
+            seen.append(found and found.retrieval_count)
+        assert seen == [most - 1, most, most]
+
 
 class TestFeatures:
     def test_they_are_in_the_row_as_the_indexer_made_them(
