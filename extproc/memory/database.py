@@ -66,6 +66,9 @@ _MOST_ATTEMPTS = 4
 _MIGRATE_LIMIT_S = 30
 """For others that migrate at the same time."""
 _MIGRATION_STATEMENT_LIMIT_S = 2.0 * _MIGRATE_LIMIT_S
+_REWRITE_LIMIT_S = 3600.0
+"""Of one statement that changes tables: one that rewrites `memories` makes its indexes anew, for 100,000 vectors half a
+minute."""
 _MIGRATION_LOCK = 0x1BE8_0001
 """Advisory lock of PostgreSQL; any number that nobody else in the database uses."""
 
@@ -513,6 +516,8 @@ def _upgrade(
 
         from extproc.memory.migrations import upgrade
 
+        if connection.dialect.name == "postgresql":
+            _driver(connection).answer_limit_s = _REWRITE_LIMIT_S
         try:
             upgrade(connection)
         except CommandError:
