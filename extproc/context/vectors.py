@@ -60,11 +60,11 @@ class Vectors:
             self._lists.add(codes)
 
     def cosines(self, slots: NDArray[np.integer], vector: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of the vectors at the slots with a unit vector."""
+        """Of the vectors at the slots with a unit vector; the same wherever they stand."""
         stored = faiss.rev_swig_ptr(self._flat.codes.data(), len(self) * self._dimension)
-        codes = stored.reshape(len(self), self._dimension)[slots].astype(np.float32)
+        codes = stored.reshape(len(self), self._dimension)[slots].astype(np.float64)
         codes -= 128
-        cosines: NDArray[np.float32] = (codes @ vector) / np.float32(SCALE)
+        cosines: NDArray[np.float32] = (codes @ vector.astype(np.float64) / SCALE).astype(np.float32)
         return cosines
 
     def nearest(self, vector: NDArray[np.float32], limit: int, blocked: NDArray[np.bool_] | None) -> NDArray[np.uint32]:

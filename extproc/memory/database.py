@@ -282,6 +282,8 @@ def _set(connection: Connection, org_id: str, sweep: str, more: Mapping[str, str
         "app.sweep": sweep,
         "statement_timeout": str(int(limit_ms)),
         "lock_timeout": str(int(limit_ms * _LOCK_SHARE)),
+        # As it is read: the first and last days of the calendar exist in no other zone.
+        "TimeZone": "UTC",
         **more,
     }
     values = {f"value_{place}": value for place, value in enumerate(settings.values())}
