@@ -260,17 +260,22 @@ class Rows:
         return updates
 
     def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
-        found = select(_c.id, _c.agent_id, _c.user_id, _c.stems).where(_c.org_id == org_id, _c.id.in_(features))
-        old = sorted(self._connection.execute(found), key=lambda row: (row.agent_id, row.id))
-        for agent_id, its in groupby(old, key=lambda row: row.agent_id):
+        mine = and_(_c.org_id == org_id, _c.id.in_(features))
+        versions = {one.version for one in features.values()}
+        written = 0
+        for agent_id in sorted(self._connection.execute(select(_c.agent_id).where(mine).distinct()).scalars()):
             self._postings.lock(Namespace(org_id, agent_id))
-            rows = [(Namespace(org_id, agent_id, row.user_id), row.id, row.stems) for row in its]
+            # What has its features by now has them from who knew better: something that it follows was forgotten.
+            left = and_(mine, _c.agent_id == agent_id, _c.features_version.not_in(versions))
+            found = self._connection.execute(select(_c.id, _c.user_id, _c.stems).where(left).order_by(_c.id))
+            rows = [(Namespace(org_id, agent_id, row.user_id), row.id, row.stems) for row in found]
+            written += len(rows)
             self._write_features(org_id, {id_: features[id_] for _, id_, _ in rows})
             # Another model most often has the same stems.
             other = [(whose, id_, stems) for whose, id_, stems in rows if stems != features[id_].stems]
             self._postings.remove([Place(whose, id_, stems) for whose, id_, stems in other if stems is not None])
             self._postings.put([Place(whose, id_, features[id_].stems) for whose, id_, _ in other])
-        return len(old)
+        return written
 
     def _write_features(self, org_id: str, features: Mapping[str, Features], **more: object) -> None:
         rows = [{"id": id_, **_feature_values(made), **more} for id_, made in features.items()]
