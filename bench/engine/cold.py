@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import numpy as np
@@ -134,3 +134,6 @@ class _Known:
 
     def features(self, memories: Sequence[Memory], _before: Sequence[Sequence[Memory]]) -> list[Features]:
         return [self._features[one.id] for one in memories]
+
+    def without_vectors(self, memories: Sequence[Memory]) -> list[Features]:
+        return [replace(self._features[one.id], vector=b"") for one in memories]

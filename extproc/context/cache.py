@@ -16,13 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import structlog
 
 from extproc.context.index import Index
+from extproc.memory.embedding import EmbedderUnavailable
 from extproc.memory.features import MOST_OF_TURNS, Row, asked_date_stems, by_turn, window
+from extproc.memory.lane import Lane
 from extproc.memory.store import StoreAway, StoreError, Version
 from extproc.memory.text import Moment
 
@@ -54,10 +57,19 @@ LEAST_COLD = 0.004
 MOST_ASIDE_S = 0.01
 """For which a load stands aside after a batch, about 1 ms of work: it gets a tenth of the CPU when requests never stop,
 and ends."""
+_MADE_AT_ONCE = 16
+"""Memories whose features are made between two breaths."""
 _BREATH_S = 0.0002
 """Sleep of a loading thread after each batch even when nobody is there, for the event loop to hear who comes."""
-_THREADS = 4
-"""Two for loads, and as many for what a request waits for."""
+_THREADS = 2
+"""For loads, and as many for what a request waits for."""
+MOST_LOADS = 128
+"""Namespaces that wait to be loaded or brought up to date: a second's work, when they are small. Beyond that, and of
+one organisation beyond half of it, a load is not begun: a request gets candidates, and the next one asks again."""
+MOST_WRITES = 64
+"""Writes that wait or run."""
+MOST_ASKED = 64
+"""Stems that the store is asked for, the rarest by the word table: on SQLite each is looked up in every 16,384 rows."""
 
 
 T = TypeVar("T")
@@ -155,21 +167,28 @@ class NamespaceCache:
         self._renewals: dict[Namespace, asyncio.Task[None]] = {}
         self._readers: dict[Index, _Readers] = {}
         """Whoever searches an index, which must not change meanwhile; it may have made room since it was found."""
-        self._loads = ThreadPoolExecutor(_THREADS // 2, thread_name_prefix="extproc-load")
-        self._threads = ThreadPoolExecutor(_THREADS // 2, thread_name_prefix="extproc-memory")
+        self._loads = ThreadPoolExecutor(_THREADS, thread_name_prefix="extproc-load")
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="extproc-changes")
+        """What is held and only behind does not wait for large loads."""
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="extproc-memory")
         self._builds = ThreadPoolExecutor(1, thread_name_prefix="extproc-lists")
+        self._writes = Lane("extproc-write", 1, MOST_WRITES)
 
     async def stop(self) -> None:
         """Loads end with the batch that they are at, and are awaited. Those that have not begun are dropped."""
         self._way.close()
-        self._loads.shutdown(wait=False, cancel_futures=True)
+        self._writes.close()
+        for threads in (self._loads, self._changes):
+            threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*self._updates.values(), *self._renewals.values(), return_exceptions=True)
         builds = [held.lists for held in self._held.values() if held.lists is not None]
         for build in builds:
             build.cancel()
         await asyncio.gather(*builds, return_exceptions=True)
-        for threads in (self._threads, self._builds):
-            threads.shutdown(cancel_futures=True)
+        # Not on the event loop: a statement, or a step of building lists, may take seconds.
+        await asyncio.gather(
+            *(asyncio.to_thread(threads.shutdown, cancel_futures=True) for threads in (self._threads, self._builds))
+        )
 
     @property
     def approximate_bytes(self) -> int:
@@ -181,6 +200,10 @@ class NamespaceCache:
     async def run(self, work: Callable[[], T]) -> T:
         """Blocking work for a request, in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def write(self, work: Callable[[], T]) -> T:
+        """A write, in a thread of its own: what waits for another writer keeps no reader waiting. Raises LaneFull."""
+        return await self._writes.run(work)
 
     async def find(self, namespace: Namespace, question: Question, deadline: float) -> Sequence[Index] | None:
         """What a question needs, before `deadline` (of `time.monotonic`): the namespace, or its candidates.
@@ -197,15 +220,16 @@ class NamespaceCache:
         try:
             if not is_large:
                 await asyncio.wait({load}, timeout=min(GRACE_S, _left(deadline)))
-            if load.done():
-                return load.result()
+            if (whole := _whole(load)) is not None:
+                return whole
             candidates = None
             if question.query.stems:
                 looking = asyncio.ensure_future(self.run(partial(self._candidates, namespace, question)))
                 looking.add_done_callback(_forget)
-                await asyncio.wait({load, looking}, timeout=_left(deadline), return_when=asyncio.FIRST_COMPLETED)
-                if load.done():
-                    return load.result()
+                racing = {looking} if load.done() else {load, looking}
+                await asyncio.wait(racing, timeout=_left(deadline), return_when=asyncio.FIRST_COMPLETED)
+                if (whole := _whole(load)) is not None:
+                    return whole
                 if not looking.done():
                     return None
                 candidates = [looking.result()]
@@ -213,7 +237,7 @@ class NamespaceCache:
                 # The store finds nothing that it has no features of yet; the load makes them.
                 with self._way.lent():
                     await asyncio.wait({load}, timeout=_left(deadline))
-            return load.result() if load.done() else candidates
+            return _whole(load) or candidates
         finally:
             if not load.done():
                 load.cancel()
@@ -264,17 +288,21 @@ class NamespaceCache:
         return found
 
     async def wait(self, namespace: Namespace, timeout_s: float) -> Sequence[Index] | None:
-        """As `ready`, after at most `timeout_s` of work. None: not ready yet; the work goes on. Raises StoreError."""
+        """As `ready`, after at most `timeout_s` of work. None: not ready yet; the work goes on, or is not begun while
+        MOST_LOADS wait. Raises StoreError."""
         deadline = time.monotonic() + timeout_s
         wanted = self._store.version(namespace.org_id, namespace.agent_id)
         if wanted is None:
             ask = partial(self._store.current_version, namespace.org_id, namespace.agent_id)
             asked = asyncio.ensure_future(self.run(ask))
             asked.add_done_callback(_forget)
-            await asyncio.wait({asked}, timeout=max(0.0, timeout_s))
-            if not asked.done():
-                return None
-            wanted = asked.result()
+            try:
+                await asyncio.wait({asked}, timeout=max(0.0, timeout_s))
+                if not asked.done():
+                    return None
+                wanted = asked.result()
+            finally:
+                asked.cancel()  # if no thread has begun it yet, none will
         while True:
             behind = [part for part in namespace.partitions() if not self._has(part, wanted)]
             if not behind:
@@ -283,7 +311,10 @@ class NamespaceCache:
             if left <= 0:
                 return None
             # An update that began before the version was read may end behind it; the second one cannot.
-            done, _ = await asyncio.wait({self._update(partition, namespace) for partition in behind}, timeout=left)
+            updates = {task for partition in behind if (task := self._update(partition, namespace)) is not None}
+            if len(updates) < len(behind):
+                return None
+            done, _ = await asyncio.wait(updates, timeout=left)
             for task in done:
                 task.result()
 
@@ -291,13 +322,20 @@ class NamespaceCache:
         held = self._held.get(partition)
         return held is not None and held.version.changes >= wanted.changes
 
-    def _update(self, partition: Namespace, namespace: Namespace) -> asyncio.Task[None]:
-        self._needed.setdefault(partition, set()).update(namespace.partitions())
+    def _update(self, partition: Namespace, namespace: Namespace) -> asyncio.Task[None] | None:
+        """None: too many wait already."""
         task = self._updates.get(partition)
+        if task is None and not self._has_room(partition.org_id):
+            return None
+        self._needed.setdefault(partition, set()).update(namespace.partitions())
         if task is None:
             task = self._updates[partition] = _task("update", partition, self._bring_up_to_date(partition))
             task.add_done_callback(partial(self._updated, partition))
         return task
+
+    def _has_room(self, org_id: str) -> bool:
+        mine = sum(one.org_id == org_id for one in self._updates)
+        return len(self._updates) < MOST_LOADS and mine < MOST_LOADS // 2
 
     def _updated(self, partition: Namespace, task: asyncio.Task[None]) -> None:
         del self._updates[partition], self._needed[partition]
@@ -312,7 +350,8 @@ class NamespaceCache:
         before = (held.version, held.index) if held else None
         breathe = self._way.breath(0.0 if partition in self._large else GRACE_S)
         work = partial(_read, self._store, self._indexer, partition, before, breathe)
-        update = await asyncio.get_running_loop().run_in_executor(self._loads, work)
+        threads = self._loads if before is None else self._changes
+        update = await asyncio.get_running_loop().run_in_executor(threads, work)
         if update.whole is not None:
             held = _Held(update.whole, update.version)
         else:
@@ -345,7 +384,8 @@ class NamespaceCache:
         loop = asyncio.get_running_loop()
         async with self.reading([held.index]):
             codes = await loop.run_in_executor(self._builds, vectors.copied)
-        vectors.use(await loop.run_in_executor(self._builds, partial(vectors.prepared, codes)))
+        breathe = self._way.breath(0.0)
+        vectors.use(await loop.run_in_executor(self._builds, partial(vectors.prepared, codes, breathe)))
         if self._held.get(partition) is held:
             self._keep(partition, held)
 
@@ -355,7 +395,7 @@ class NamespaceCache:
         vector = None if question.vector is None else question.vector.astype("<f2").tobytes()
         rows = self._store.candidates(
             namespace,
-            list(query.stems),
+            _rarest(question),
             vector,
             COLD_CANDIDATES,
             with_superseded=query.moment is Moment.PAST or bool(asked_date_stems(query)),
@@ -435,9 +475,9 @@ def _batches(batches: Iterator[list[Row]], indexer: Indexer) -> Iterator[Sequenc
     if outdated:
         sessions = {row.memory.session_id for row in outdated}
         known = [row for row in current if row.memory.session_id in sessions and row.memory.session_id]
-        made = _current([*outdated, *known], indexer)
-        for first in range(0, len(outdated), MOST_CHANGES):
-            yield made[first : min(first + MOST_CHANGES, len(outdated))]
+        left = _with_predecessors([*outdated, *known], {row.memory.id for row in outdated})
+        while some := list(islice(left, _MADE_AT_ONCE)):
+            yield _made(some, indexer)
 
 
 def _current(rows: Sequence[Row], indexer: Indexer, index: Index | None = None) -> list[Row]:
@@ -445,22 +485,49 @@ def _current(rows: Sequence[Row], indexer: Indexer, index: Index | None = None) 
     outdated = {row.memory.id for row in rows if row.features.version != indexer.version}
     if not outdated:
         return list(rows)
+    made = {row.memory.id: row for row in _made(list(_with_predecessors(rows, outdated, index)), indexer)}
+    return [made.get(row.memory.id, row) for row in rows]
 
+
+def _made(these: Sequence[tuple[Memory, Sequence[Memory]]], indexer: Indexer) -> list[Row]:
+    """`these`: memories with their predecessors."""
+    wanted = [memory for memory, _ in these]
+    try:
+        features = indexer.features(wanted, [before for _, before in these])
+    except EmbedderUnavailable:
+        features = indexer.without_vectors(wanted)  # until the namespace is loaded anew
+    return list(map(Row, wanted, features))
+
+
+def _with_predecessors(
+    rows: Sequence[Row], wanted: set[str], index: Index | None = None
+) -> Iterator[tuple[Memory, Sequence[Memory]]]:
+    """Those of the rows that are wanted, by id. `index`: where predecessors are that are not among the rows."""
     ordered = sorted((row.memory for row in rows), key=lambda memory: (memory.session_id or "", by_turn(memory)))
-    wanted: list[Memory] = []
-    before: list[Sequence[Memory]] = []
     for session, group in groupby(ordered, key=lambda memory: memory.session_id):
         earlier: list[Memory] = []
         for memory in group:
-            if memory.id in outdated:
-                wanted.append(memory)
+            if memory.id in wanted:
                 known = earlier[-MOST_OF_TURNS:] if session else []
                 if index is not None and session:
                     known = [*index.before(memory, MOST_OF_TURNS), *known]
-                before.append(window(memory, known))
+                yield memory, window(memory, known)
             earlier.append(memory)
-    made = dict(zip([memory.id for memory in wanted], indexer.features(wanted, before), strict=True))
-    return [Row(row.memory, made.get(row.memory.id, row.features)) for row in rows]
+
+
+def _rarest(question: Question) -> list[str]:
+    """Of its stems those to ask a store for: words that the table does not know, then by their place in it."""
+    stems = question.query.stems
+    if len(stems) <= MOST_ASKED:
+        return list(stems)
+    words = question.ids
+    rarity = np.where(words < 0, np.iinfo(words.dtype).max, words)
+    return [stems[place] for place in np.argsort(-rarity, kind="stable")[:MOST_ASKED]]
+
+
+def _whole(load: asyncio.Future[Sequence[Index] | None]) -> Sequence[Index] | None:
+    """What it gave, as far as it is done. Raises what it raised."""
+    return load.result() if load.done() else None
 
 
 def _left(deadline: float) -> float:

@@ -7,6 +7,7 @@ asked for. Any number of threads may read, while none writes.
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,7 @@ from extproc.memory.model import Category, Memory, Namespace, Source, Status
 from extproc.memory.text import stems
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -86,6 +87,9 @@ _PROFILE_SLOTS = frozenset({"name", "language", "pronouns", "time_zone", "timezo
 MOST_DEAD = 4096
 """Slots left behind by removals, or memories added one by one, after which loading anew is better; or an eighth of
 all, when that is more."""
+_NEAR = 64
+"""Places from the end of its session at which a memory is put in its place one by one: some 100 µs."""
+_MOST_RETRIEVALS = 2**31 - 1
 _NAME_BYTES = 150  # a session id or subject with its place in a list and a dictionary
 
 
@@ -105,11 +109,11 @@ class Index:
         self._owners: list[Namespace] = [partition]
         self._superseded_by: dict[int, str] = {}
         self._slot_of: dict[str, int] | None = None
-        self._dead: set[int] = set()
-        self._limited: set[int] = set()
+        self._dead = _Slots()
+        self._limited = _Slots()
         self._tagged: dict[str, set[int]] = {}
-        self.pinned: set[int] = set()
-        self.profile: set[int] = set()
+        self.pinned = _Slots()
+        self.profile = _Slots()
         self._appended = 0
         if rows:
             self.load([rows])
@@ -155,18 +159,26 @@ class Index:
         first = self.slots
         self._append(kept)
         self._appended += len(kept)
+        far: set[int] = set()
         for slot, row in enumerate(kept, start=first):
             self.postings.append(slot, row.features.stems)
             self._ids()[row.memory.id] = slot
-            self._link_one(slot)
+            if not self._link_one(slot):
+                far.add(int(self.column("session")[slot]))
+        if far:
+            self._link(far)
 
     def remove(self, memory_id: str) -> None:
         """Nothing happens when it is not there."""
         slot = self._ids().pop(memory_id, None)
         if slot is None:
             return
+        for tag in _tags(self.memory(slot)):
+            self._tagged[tag].discard(slot)
+            if not self._tagged[tag]:
+                del self._tagged[tag]
         self._dead.add(slot)
-        for named in (self._limited, self.pinned, self.profile, *self._tagged.values()):
+        for named in (self._limited, self.pinned, self.profile):
             named.discard(slot)
         self._superseded_by.pop(slot, None)
         columns = self._columns.array
@@ -187,11 +199,12 @@ class Index:
     def count(self, stem: str) -> int:
         """How many memories hold it."""
         slots = self.postings.of(stem).slots
-        if not self._dead or not len(slots):
+        dead = self._dead.sorted
+        few, many = (slots, dead) if len(slots) < len(dead) else (dead, slots)
+        if not len(few):
             return len(slots)
-        dead = np.fromiter(self._dead, np.uint32, len(self._dead))
-        at = np.minimum(np.searchsorted(slots, dead), len(slots) - 1)
-        return len(slots) - int(np.count_nonzero(slots[at] == dead))
+        at = np.minimum(np.searchsorted(many, few), len(many) - 1)
+        return len(slots) - int(np.count_nonzero(many[at] == few))
 
     def before(self, memory: Memory, count: int) -> list[Memory]:
         """What was said last before it in the session, oldest first, whether it is here or not."""
@@ -250,17 +263,25 @@ class Index:
         if not self._dead and not self._limited:
             return None
         blocked = np.zeros(self.slots, bool)
-        if self._dead:
-            blocked[np.fromiter(self._dead, np.int64, len(self._dead))] = True
-        if self._limited:
-            slots = np.fromiter(self._limited, np.int64, len(self._limited))
-            at = _microseconds(now)
-            limited = self._columns.array[slots]
-            blocked[slots] = limited["valid_from"] > at
-            if not past:
-                is_over = (limited["valid_until"] != _NO_TIME) & (limited["valid_until"] <= at)
-                blocked[slots] |= is_over | (limited["status"] != _STATUS[Status.ACTIVE])
+        blocked[self._dead.sorted] = True
+        slots = self._limited.sorted
+        at = _microseconds(now)
+        is_blocked = self.column("valid_from")[slots] > at
+        if not past:
+            until = self.column("valid_until")[slots]
+            is_blocked |= (until != _NO_TIME) & (until <= at)
+            is_blocked |= self.column("status")[slots] != _STATUS[Status.ACTIVE]
+        blocked[slots] = is_blocked
         return blocked
+
+    def newest(self, slots: NDArray[np.integer], limit: int) -> list[Memory]:
+        """Of these, the newest first; of equals the lowest ids."""
+        created = self.column("created")[slots]
+        if len(slots) > limit:
+            may = created >= np.partition(created, -limit)[-limit]
+            slots, created = slots[may], created[may]
+        ids = self.column("id_low")[slots], self.column("id_high")[slots]
+        return self.memories(slots[np.lexsort((*ids, -created))][:limit].tolist())
 
     def memory(self, slot: int) -> Memory:
         return self.memories([slot])[0]
@@ -298,7 +319,7 @@ class Index:
             None if row.retrieved == _NO_TIME else _time(row.retrieved),
             created,
             created if row.updated == row.created else _EPOCH + timedelta(microseconds=row.updated),
-            _decode(self._blob[middle:end]) if row.metadata_bytes else {},
+            _metadata(self._blob[middle:end]) if row.metadata_bytes else {},
         )
 
     def _append(self, rows: Sequence[Row]) -> None:
@@ -312,7 +333,7 @@ class Index:
         new["id_high"], new["id_low"] = ids[::2], ids[1::2]
 
         contents = [one.content.encode() for one in memories]
-        metadata = [msgspec.json.encode(one.metadata) if one.metadata else b"" for one in memories]
+        metadata = [_encoded(one.metadata) if one.metadata else b"" for one in memories]
         new["content_bytes"] = list(map(len, contents))
         new["metadata_bytes"] = list(map(len, metadata))
         hashes = [bytes.fromhex(one.content_hash) for one in memories]
@@ -333,7 +354,7 @@ class Index:
         new["source"] = [_SOURCE[one.source] for one in memories]
         new["confidence"] = [one.confidence for one in memories]
         new["usefulness"] = [one.usefulness for one in memories]
-        new["retrievals"] = [one.retrieval_count for one in memories]
+        new["retrievals"] = [min(one.retrieval_count, _MOST_RETRIEVALS) for one in memories]
         new["session"] = [NONE if one.session_id is None else self._sessions.number(one.session_id) for one in memories]
         new["turn"] = [_NO_TURN if one.turn_index is None else one.turn_index for one in memories]
         new["previous"] = new["next"] = NONE
@@ -369,14 +390,12 @@ class Index:
 
     def _note_metadata(self, slot: int, memory: Memory) -> None:
         metadata = memory.metadata
-        tags = metadata.get("tags")
-        if isinstance(tags, list):
-            for tag in tags:
-                if isinstance(tag, str):
-                    self._tagged.setdefault(tag, set()).add(slot)
+        for tag in _tags(memory):
+            self._tagged.setdefault(tag, set()).add(slot)
+        what = metadata.get("slot")
         if metadata.get("pinned") is True:
             self.pinned.add(slot)
-        elif metadata.get("slot") in _PROFILE_SLOTS and metadata.get("subject", "user") == "user":
+        elif isinstance(what, str) and what in _PROFILE_SLOTS and metadata.get("subject", "user") == "user":
             self.profile.add(slot)
 
     def _owner(self, memory: Memory) -> int:
@@ -394,37 +413,49 @@ class Index:
             self._slot_of = {_uuid(*pair): slot for slot, pair in enumerate(zip(high, low, strict=True))}
         return self._slot_of
 
-    def _link(self) -> None:
-        """Predecessor and successor of each memory in its session; what was said at once goes by its content."""
+    def _link(self, only: Collection[int] | None = None) -> None:
+        """Predecessor and successor of each memory in its session; what was said at once goes by its content.
+
+        `only`: of these sessions, whose links were made before.
+        """
         columns = self._columns.array
-        members = np.flatnonzero(columns["session"] != NONE)
+        if only is None:
+            members = np.flatnonzero(columns["session"] != NONE)
+        else:
+            is_theirs = np.isin(columns["session"], list(only))
+            is_theirs[self._dead.sorted] = False
+            members = np.flatnonzero(is_theirs)
         if not len(members):
             return
         rows = columns[members]
         order = np.lexsort((rows["content_hash"], rows["created"], rows["turn"], rows["session"]))
         members, sessions = members[order], rows["session"][order]
         same = sessions[1:] == sessions[:-1]
+        columns["previous"][members] = columns["next"][members] = NONE
         columns["next"][members[:-1][same]] = members[1:][same]
         columns["previous"][members[1:][same]] = members[:-1][same]
         lasts = np.flatnonzero(np.append(~same, True))
-        self._session_last = dict(zip(sessions[lasts].tolist(), members[lasts].tolist(), strict=True))
-        sizes = np.zeros(len(self._sessions), np.intp)
-        sizes[sessions[lasts]] = np.diff(lasts, prepend=-1)
-        self._session_sizes.extend(sizes)
+        self._session_last.update(zip(sessions[lasts].tolist(), members[lasts].tolist(), strict=True))
+        self._make_room_for_sizes()
+        self._session_sizes.array[sessions[lasts]] = np.diff(lasts, prepend=-1)
 
-    def _link_one(self, slot: int) -> None:
+    def _link_one(self, slot: int) -> bool:
+        """False: its place is far from the session's end, so that all of that must be linked anew."""
         columns = self._columns.array
         session = int(columns["session"][slot])
         if session == NONE:
-            return
+            return True
 
         def key(which: int) -> tuple[int, ...]:
             return tuple(int(columns[name][which]) for name in ("turn", "created", "content_hash"))
 
-        last = self._session_last.get(session, NONE)
-        before, after, mine = last, NONE, key(slot)
-        while before != NONE and key(before) > mine:
+        before, after, mine = self._session_last.get(session, NONE), NONE, key(slot)
+        for _ in range(_NEAR):
+            if before == NONE or key(before) <= mine:
+                break
             before, after = int(columns["previous"][before]), before
+        else:
+            return False
         columns["previous"][slot], columns["next"][slot] = before, after
         if before != NONE:
             columns["next"][before] = slot
@@ -432,10 +463,43 @@ class Index:
             self._session_last[session] = slot
         else:
             columns["previous"][after] = slot
+        self._make_room_for_sizes()
+        self._session_sizes.array[session] += 1
+        return True
+
+    def _make_room_for_sizes(self) -> None:
         new = len(self._sessions) - len(self._session_sizes)
         if new:
             self._session_sizes.extend(np.zeros(new, np.intp))
-        self._session_sizes.array[session] += 1
+
+
+class _Slots:
+    """Some of the slots."""
+
+    def __init__(self) -> None:
+        self._slots: set[int] = set()
+        self._sorted: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def add(self, slot: int) -> None:
+        self._slots.add(slot)
+        self._sorted = None
+
+    def discard(self, slot: int) -> None:
+        if slot in self._slots:
+            self._slots.discard(slot)
+            self._sorted = None
+
+    @property
+    def sorted(self) -> NDArray[np.int64]:
+        """Made once after a change: each request looks at it, several times."""
+        if self._sorted is None:
+            found = np.fromiter(self._slots, np.int64, len(self._slots))
+            found.sort()
+            self._sorted = found
+        return self._sorted
 
 
 class _Grown:
@@ -485,6 +549,27 @@ class _Names:
             number = self._numbers[name] = len(self.names)
             self.names.append(name)
         return number
+
+
+def _tags(memory: Memory) -> list[str]:
+    tags = memory.metadata.get("tags")
+    return list(dict.fromkeys(tag for tag in tags if isinstance(tag, str))) if isinstance(tags, list) else []
+
+
+def _encoded(metadata: Mapping[str, object]) -> bytes:
+    try:
+        return msgspec.json.encode(metadata)
+    except ValueError:  # half of a surrogate pair, which only another program could have stored
+        return json.dumps(metadata).encode()
+
+
+def _metadata(encoded: bytearray) -> Mapping[str, object]:
+    found: Mapping[str, object]
+    try:
+        found = _decode(encoded)
+    except ValueError:
+        found = json.loads(encoded)
+    return found
 
 
 def _microseconds(at: datetime) -> int:

@@ -245,9 +245,9 @@ def standing(indexes: Sequence[Index], now: datetime) -> tuple[list[Memory], lis
         if not index.pinned and not index.profile:
             continue
         blocked = index.blocked(now, past=False)
-        for slots, memories in zip((index.pinned, index.profile), found, strict=True):
-            free = [slot for slot in slots if blocked is None or not blocked[slot]]
-            memories.extend(_newest(map(index.memory, sorted(free, reverse=True)[: 2 * MOST_STANDING])))
+        for slots, memories in zip((index.pinned.sorted, index.profile.sorted), found, strict=True):
+            free = slots if blocked is None else slots[~blocked[slots]]
+            memories.extend(index.newest(free, MOST_STANDING))
     return _newest(found[0]), _newest(found[1])
 
 
@@ -380,7 +380,7 @@ def _measure(
         if len(posting.slots):
             at = np.minimum(np.searchsorted(posting.slots, searched), len(posting.slots) - 1)
             weights[row] = np.where(posting.slots[at] == searched, WEIGHTS[posting.weights[at]], 0)
-    lexical = idf @ weights / total
+    lexical = _product(idf, weights) / total
     yield
 
     asked = np.array([one.word for one in weighed[:MOST_COMPARED]], np.int32)
@@ -388,7 +388,7 @@ def _measure(
     likeness = meanings.likeness(asked, words, counts)
     likeness[weights[: len(asked)] > 0] = 1
     length = np.float32(1 - SOFT_LENGTH) + np.float32(SOFT_LENGTH / SOFT_REFERENCE) * counts.astype(np.float32)
-    soft = np.minimum(idf[: len(asked)] @ likeness / total / length, 1)
+    soft = np.minimum(_product(idf[: len(asked)], likeness) / total / length, 1)
     if question.query.is_unspaced:
         words = np.minimum(lexical / np.float32(UNSPACED_SHARE), 1)
     else:
@@ -396,8 +396,8 @@ def _measure(
         for sentence in question.query.own:
             its = idf * np.array([one.stem in sentence for one in weighed], np.float32)
             least = np.float32(max(LEAST_INFORMATION, np.sort(its)[-MOST_INFORMATIVE:].sum()))
-            alike = np.minimum(its[: len(asked)] @ likeness / least / length, 1)
-            words = np.maximum(words, (np.minimum(its @ weights / least, 1) + alike) / 2)
+            alike = np.minimum(_product(its[: len(asked)], likeness) / least / length, 1)
+            words = np.maximum(words, (np.minimum(_product(its, weights) / least, 1) + alike) / 2)
 
     if question.vector is None or index.vectors is None:
         cosine = np.zeros(len(slots), np.float32)
@@ -432,6 +432,12 @@ def _measure(
         usefulness=columns["usefulness"],
         confidence=columns["confidence"],
     )
+
+
+def _product(row: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Summed with more digits than are kept: the last ones hang on where a column stands, which means nothing."""
+    product: NDArray[np.float32] = (row.astype(np.float64) @ columns.astype(np.float64)).astype(np.float32)
+    return product
 
 
 def _places(slots: NDArray[np.intp], wanted: NDArray[np.int32]) -> NDArray[np.intp]:

@@ -31,6 +31,7 @@ from extproc.context.pack import Exclusion, Packed
 from extproc.context.rehearsal import NOBODY, rehearse
 from extproc.context.score import DEFAULT_WEIGHTS, SCORE_SCHEMA, Scored, Weights
 from extproc.context.usage import RetrievalCounts
+from extproc.memory.lane import LaneFull
 from extproc.memory.model import InvalidValue, Namespace, parse_category, parse_uuid
 from extproc.memory.store import StoreAway, StoreError
 from extproc.telemetry.spans import linked_spans
@@ -135,8 +136,10 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
     async def stop(self) -> None:
         """Write what was counted and let go of the threads."""
         sys.setswitchinterval(self._switch_s)
-        await self._retrievals.stop()
-        await self._cache.stop()
+        try:
+            await self._retrievals.stop()
+        finally:
+            await self._cache.stop()
 
     def is_busy(self) -> bool:
         """Whether a request is being answered. From any thread."""
@@ -278,7 +281,10 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
     async def _record_feedback(
         self, request: pb.RecordMemoryFeedbackRequest, _left_s: float
     ) -> pb.RecordMemoryFeedbackResponse:
-        """A write that has begun is finished; one that still waits for its thread ends with its caller's deadline."""
+        """A write that has begun is finished; one that still waits for its thread ends with its caller's deadline.
+
+        Raises Overloaded when too many wait.
+        """
         org_id = parse_uuid(request.org_id, "org_id")
         step = _STEPS.get(request.feedback)
         if step is None:
@@ -286,7 +292,10 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         if len(request.memory_ids) > MOST_FEEDBACK_IDS:
             raise InvalidValue(f"more than {MOST_FEEDBACK_IDS} memory_ids")
         memory_ids = [parse_uuid(memory_id, "memory_ids") for memory_id in request.memory_ids]
-        updates = await self._cache.run(partial(self._store.move_usefulness, org_id, memory_ids, step))
+        try:
+            updates = await self._cache.write(partial(self._store.move_usefulness, org_id, memory_ids, step))
+        except LaneFull:
+            raise Overloaded from None
         return pb.RecordMemoryFeedbackResponse(
             success=len(updates) == len(set(memory_ids)),
             updates=[

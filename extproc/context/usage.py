@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from extproc.memory.lane import LaneFull
 from extproc.memory.store import StoreAway, StoreError
 
 if TYPE_CHECKING:
@@ -57,13 +58,13 @@ class RetrievalCounts:
             self._lose(self._pending, "the database is away")
 
     async def write(self) -> None:
-        """What is pending. While the database is away it goes on waiting."""
+        """What is pending. While the database is away, or many writes wait, it goes on waiting."""
         pending, self._pending = self._pending, Counter()
         if not pending:
             return
         try:
-            await self._cache.run(partial(self._store.record_retrievals, pending, datetime.now(UTC)))
-        except StoreAway:
+            await self._cache.write(partial(self._store.record_retrievals, pending, datetime.now(UTC)))
+        except (StoreAway, LaneFull):
             self._pending.update(pending)
         except StoreError as error:
             self._lose(pending, str(error))

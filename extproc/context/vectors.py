@@ -12,6 +12,8 @@ import faiss
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = ["SCALE", "Vectors"]
@@ -58,11 +60,11 @@ class Vectors:
             self._lists.add(codes)
 
     def cosines(self, slots: NDArray[np.integer], vector: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of the vectors at the slots with a unit vector."""
+        """Of the vectors at the slots with a unit vector; the same wherever they stand."""
         stored = faiss.rev_swig_ptr(self._flat.codes.data(), len(self) * self._dimension)
-        codes = stored.reshape(len(self), self._dimension)[slots].astype(np.float32)
+        codes = stored.reshape(len(self), self._dimension)[slots].astype(np.float64)
         codes -= 128
-        cosines: NDArray[np.float32] = (codes @ vector) / np.float32(SCALE)
+        cosines: NDArray[np.float32] = (codes @ vector.astype(np.float64) / SCALE).astype(np.float32)
         return cosines
 
     def nearest(self, vector: NDArray[np.float32], limit: int, blocked: NDArray[np.bool_] | None) -> NDArray[np.uint32]:
@@ -99,8 +101,13 @@ class Vectors:
         stored = faiss.rev_swig_ptr(self._flat.codes.data(), len(self) * self._dimension)
         return stored.reshape(len(self), self._dimension).copy()
 
-    def prepared(self, codes: NDArray[np.uint8]) -> faiss.IndexIVFScalarQuantizer:
-        """An inverted file of what was copied. Takes half a minute for a million, in a thread of its own."""
+    def prepared(
+        self, codes: NDArray[np.uint8], breathe: Callable[[], None] = lambda: None
+    ) -> faiss.IndexIVFScalarQuantizer:
+        """An inverted file of what was copied. Takes half a minute for a million, in a thread of its own.
+
+        `breathe` is called between its parts; what it raises ends the work.
+        """
         count = LISTS if len(codes) >= MANY else FEW_LISTS
         lists = faiss.IndexIVFScalarQuantizer(
             faiss.IndexFlatIP(self._dimension), self._dimension, count,
@@ -109,6 +116,7 @@ class Vectors:
         lists.cp.niter = 10
         lists.train(_numbers(codes[:: max(1, len(codes) // (count * _TRAINED_WITH))]))
         for first in range(0, len(codes), _ADDED_AT_ONCE):
+            breathe()
             lists.add(_numbers(codes[first : first + _ADDED_AT_ONCE]))
         return lists
 

@@ -66,6 +66,9 @@ _MOST_ATTEMPTS = 4
 _MIGRATE_LIMIT_S = 30
 """For others that migrate at the same time."""
 _MIGRATION_STATEMENT_LIMIT_S = 2.0 * _MIGRATE_LIMIT_S
+_REWRITE_LIMIT_S = 3600.0
+"""Of one statement that changes tables: one that rewrites `memories` makes its indexes anew, for 100,000 vectors half a
+minute."""
 _MIGRATION_LOCK = 0x1BE8_0001
 """Advisory lock of PostgreSQL; any number that nobody else in the database uses."""
 
@@ -279,6 +282,8 @@ def _set(connection: Connection, org_id: str, sweep: str, more: Mapping[str, str
         "app.sweep": sweep,
         "statement_timeout": str(int(limit_ms)),
         "lock_timeout": str(int(limit_ms * _LOCK_SHARE)),
+        # As it is read: the first and last days of the calendar exist in no other zone.
+        "TimeZone": "UTC",
         **more,
     }
     values = {f"value_{place}": value for place, value in enumerate(settings.values())}
@@ -513,6 +518,8 @@ def _upgrade(
 
         from extproc.memory.migrations import upgrade
 
+        if connection.dialect.name == "postgresql":
+            _driver(connection).answer_limit_s = _REWRITE_LIMIT_S
         try:
             upgrade(connection)
         except CommandError:

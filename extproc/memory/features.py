@@ -79,7 +79,14 @@ class Indexer(Protocol):
     """Of the vectors, all of them."""
 
     def features(self, memories: Sequence[Memory], before: Sequence[Sequence[Memory]]) -> list[Features]:
-        """In order. `before`: of each memory its predecessors in the session, oldest first, two at most. Blocks."""
+        """In order. `before`: of each memory its predecessors in the session, oldest first, two at most. Blocks.
+
+        Raises EmbedderUnavailable.
+        """
+        ...
+
+    def without_vectors(self, memories: Sequence[Memory]) -> list[Features]:
+        """The same but for the vectors: for an engine, while there is no embedder. Not to be stored."""
         ...
 
 
@@ -135,13 +142,19 @@ class WindowIndexer:
         ]
         vectors = self._embedder.embed(windows).astype("<f2")
         return [
+            replace(its, vector=vector.tobytes() if vector.any() else b"")
+            for its, vector in zip(self.without_vectors(memories), vectors, strict=True)
+        ]
+
+    def without_vectors(self, memories: Sequence[Memory]) -> list[Features]:
+        return [
             Features(
                 self.version,
                 " ".join([*stems(text), *date_stems(memory.created_at)]),
                 self._words(text),
-                vector.tobytes() if vector.any() else b"",
+                b"",
             )
-            for memory, text, vector in zip(memories, texts, vectors, strict=True)
+            for memory, text in zip(memories, map(indexed_text, memories), strict=True)
         ]
 
     def question(self, text: str) -> Question:
@@ -200,11 +213,12 @@ def date_stems(date: date) -> list[str]:
 
 
 def asked_date_stems(query: Query) -> list[str]:
-    """Of the dates that a query writes."""
-    return [
+    """Of the dates that a query writes, each once."""
+    asked = (
         f"{DATE_MARK}{one.month:02}" if one.day is None else f"{DATE_MARK}{one.month:02}-{one.day:02}"
         for one in query.dates
-    ]
+    )
+    return list(dict.fromkeys(asked))
 
 
 def indexed_text(memory: Memory) -> str:

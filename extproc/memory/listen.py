@@ -231,9 +231,10 @@ class Versions:
             self._note((org_id, agent_id), version, time.monotonic())
 
     def _ask_again(self) -> None:
-        due, self._due = self._due, set()
-        for org_id, agent_id in due:
-            self.current(org_id, agent_id)
+        """Until the next question is near; the others after it."""
+        until = time.monotonic() + BEAT_S / 2
+        while self._due and time.monotonic() < until:
+            self.current(*self._due.pop())
 
     def _came_back(self, began: float, *, is_heard: bool = True) -> None:
         if self._is_away:

@@ -35,6 +35,7 @@ MAX_CONTENT_BYTES = 10_000
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _SESSION_ID = re.compile(r"[!-~]{1,64}")
+_MAX_METADATA_BYTES = 16_384  # as JSON; some dozens of memories are read for one request
 _MAX_METADATA_DEPTH = 32  # far below the interpreter's own limit, which depends on who calls
 _MAX_USER_ID = 128  # characters; the same limit as the X-IBEX-User-ID header
 
@@ -224,9 +225,11 @@ def _check_metadata(metadata: Mapping[str, object]) -> None:
     if level:
         raise InvalidValue(f"metadata is nested more than {_MAX_METADATA_DEPTH} deep")
     try:
-        json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
+        size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
     except ValueError:
         raise InvalidValue("metadata is not JSON (it holds NaN, infinity or half of a surrogate pair)") from None
+    if size > _MAX_METADATA_BYTES:
+        raise InvalidValue(f"metadata is {size:,} bytes as JSON; at most {_MAX_METADATA_BYTES:,} fit in one memory")
 
 
 def content_hash(content: str) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import TypeVar
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Column, Connection
 
     from extproc.memory.features import Features, Indexer, Row
     from extproc.memory.model import Memory, Namespace
@@ -426,10 +426,16 @@ def _readable() -> Iterator[None]:
 
 
 _UUIDS = {"id", "org_id", "agent_id", "superseded_by"}
-_SELECTED = ", ".join(
-    f"m.{column.name}::text" if column.name in {*_UUIDS, "metadata"} else f"m.{column.name}"
-    for column in [*COLUMNS, *FEATURES[:-1]]
-)
+
+
+def _selected(column: Column[Any]) -> str:
+    """Without the connection's time zone, in which the first and last days of the calendar may not exist."""
+    if isinstance(column.type, UtcDateTime):
+        return f"m.{column.name} AT TIME ZONE 'UTC'"
+    return f"m.{column.name}::text" if column.name in {*_UUIDS, "metadata"} else f"m.{column.name}"
+
+
+_SELECTED = ", ".join(map(_selected, [*COLUMNS, *FEATURES[:-1]]))
 
 
 @lru_cache
@@ -505,7 +511,7 @@ def _from_driver(row: Sequence[Any]) -> Row:
     values = list(row)
     for place in _TIMES:
         if values[place] is not None:
-            values[place] = values[place].astimezone(UTC)
+            values[place] = values[place].replace(tzinfo=UTC)
     values[_METADATA] = {} if values[_METADATA] == "{}" else json.loads(values[_METADATA])
     values[-1] = halfvec_from_wire(values[-1])
     return read_row(values)

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Integer,
     and_,
     bindparam,
+    case,
     delete,
     func,
     literal,
@@ -67,6 +68,8 @@ _ROW_COLUMNS = [*COLUMNS, *FEATURES]
 _MOST_BETWEEN = 10_000
 """Rows of a session between the first and the last of a batch: more is no conversation."""
 _FEW_SESSIONS = 3
+_MOST_RETRIEVALS = 2**31 - 1
+"""What PostgreSQL's column holds."""
 _MOST_HISTORY = 500
 """Memories that one history shows."""
 _REVISED = ("status", "confidence", "valid_until", "superseded_by", "metadata")
@@ -220,7 +223,16 @@ class Rows:
         counted = (
             update(memories)
             .where(_c.org_id == org_id, _c.id == bindparam("memory"))
-            .values(retrieval_count=_c.retrieval_count + bindparam("count"), last_retrieved_at=bindparam("at"))
+            .values(
+                retrieval_count=case(
+                    (
+                        _c.retrieval_count < _MOST_RETRIEVALS - bindparam("count"),
+                        _c.retrieval_count + bindparam("count"),
+                    ),
+                    else_=_MOST_RETRIEVALS,
+                ),
+                last_retrieved_at=bindparam("at"),
+            )
         )
         # In one order, so that two writers never wait for each other.
         values = [{"memory": id_, "count": count, "at": at} for id_, count in sorted(counts.items())]
@@ -248,17 +260,22 @@ class Rows:
         return updates
 
     def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
-        found = select(_c.id, _c.agent_id, _c.user_id, _c.stems).where(_c.org_id == org_id, _c.id.in_(features))
-        old = sorted(self._connection.execute(found), key=lambda row: (row.agent_id, row.id))
-        for agent_id, its in groupby(old, key=lambda row: row.agent_id):
+        mine = and_(_c.org_id == org_id, _c.id.in_(features))
+        versions = {one.version for one in features.values()}
+        written = 0
+        for agent_id in sorted(self._connection.execute(select(_c.agent_id).where(mine).distinct()).scalars()):
             self._postings.lock(Namespace(org_id, agent_id))
-            rows = [(Namespace(org_id, agent_id, row.user_id), row.id, row.stems) for row in its]
+            # What has its features by now has them from who knew better: something that it follows was forgotten.
+            left = and_(mine, _c.agent_id == agent_id, _c.features_version.not_in(versions))
+            found = self._connection.execute(select(_c.id, _c.user_id, _c.stems).where(left).order_by(_c.id))
+            rows = [(Namespace(org_id, agent_id, row.user_id), row.id, row.stems) for row in found]
+            written += len(rows)
             self._write_features(org_id, {id_: features[id_] for _, id_, _ in rows})
             # Another model most often has the same stems.
             other = [(whose, id_, stems) for whose, id_, stems in rows if stems != features[id_].stems]
             self._postings.remove([Place(whose, id_, stems) for whose, id_, stems in other if stems is not None])
             self._postings.put([Place(whose, id_, features[id_].stems) for whose, id_, _ in other])
-        return len(old)
+        return written
 
     def _write_features(self, org_id: str, features: Mapping[str, Features], **more: object) -> None:
         rows = [{"id": id_, **_feature_values(made), **more} for id_, made in features.items()]
@@ -514,6 +531,8 @@ def read_memory(row: Sequence[Any]) -> Memory:
     values[7] = _CATEGORIES.get(values[7]) or Category(values[7])
     values[10] = _STATUSES.get(values[10]) or Status(values[10])
     values[11] = _SOURCES.get(values[11]) or Source(values[11])
+    if not isinstance(values[-1], dict):  # metadata that another program wrote
+        values[-1] = {}
     return Memory(*values)
 
 

@@ -367,7 +367,7 @@ def _decoded(values: Sequence[Any]) -> list[Any]:
     for place in _TIMES:
         if read[place] is not None:
             read[place] = datetime.fromisoformat(read[place] + _UTC)
-    read[_METADATA] = {} if read[_METADATA] == "{}" else json.loads(read[_METADATA])
+    read[_METADATA] = {} if read[_METADATA] == "{}" else json.loads(str(read[_METADATA]))
     return read
 
 

@@ -205,7 +205,8 @@ class MemoryStore(Protocol):
     def count_outdated(self, org_id: str, version: str) -> int: ...
 
     def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
-        """By memory id; ids that are gone are passed over. Returns how many were written.
+        """By memory id; what is gone, or has features of this version by now, is passed over. Returns how many were
+        written.
 
         No new version: an engine that holds the namespace has made the same features when it loaded it.
         """

@@ -138,6 +138,9 @@ _DATE = re.compile(
 )
 """Written dates with a month. \"may\" and \"march\" in lower case are more often verbs."""
 
+_MOST_DATES = 8
+"""Of a query, the last ones: a log or a table that was pasted asks about none of its own."""
+
 _IRREGULAR = {
     "allergic": "allergy", "ate": "eat", "eaten": "eat", "birthdate": "birthday", "born": "birth", "bought": "buy",
     "brought": "bring", "built": "build", "children": "child", "chose": "choose", "chosen": "choose", "colour": "color",
@@ -281,7 +284,7 @@ def _dates(text: str) -> tuple[WrittenDate, ...]:
         day = part["day_1"] or part["day_2"] or part["iso_day"]
         year = part["year_1"] or part["year_2"] or part["year_3"] or part["iso_year"]
         found.append(WrittenDate(int(year) if year else None, month, int(day) if day else None))
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found))[-_MOST_DATES:]
 
 
 def _subject(text: str) -> Subject:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pytest
+from alembic import command
 from psycopg import sql
 
 from extproc.memory import listen
-from extproc.memory.database import Database, migrate
+from extproc.memory.database import Database, migrate, open_engine
+from extproc.memory.migrations import config
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.postgres import PostgresMemoryStore, _candidates
 from extproc.memory.store import StoreAway, StoreError, Version, open_store
 from extproc.settings import StoreSettings, load
 from tests.integration.turns import postgres_side
+from tests.unit.memory.conftest import NOON
 from tests.unit.memory.stub_indexer import StubIndexer
 from tests.unit.memory.test_store import known, loaded, rows, wait_until
 
@@ -323,6 +328,54 @@ class TestSetUp:
                 with postgres.connect() as connection:
                     connection.execute(f'REVOKE ALL ON ALL TABLES IN SCHEMA ibex_core FROM "{other.role}"')
                     connection.execute(f'REVOKE ALL ON SCHEMA ibex_core FROM "{other.role}"')
+
+    def test_a_server_of_any_time_zone_keeps_the_first_and_the_last_day(
+        self, postgres: postgres_side.Database, opened: Any, make: MakeMemory, agent: Namespace
+    ) -> None:
+        zone = sql.SQL("ALTER DATABASE {} SET timezone = 'Asia/Tokyo'").format(sql.Identifier(postgres.name))
+        postgres.server.execute(zone)
+        store = opened(postgres.url)
+        ends = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+        for at in (ends[0], NOON, ends[1]):
+            store.add(make(f"tea of {at.year}", created_at=at, valid_from=at, session_id="s"))
+        store.add(make("milk", created_at=NOON, session_id="s"))  # reads what was said before and after
+        read = [
+            store.page(agent),
+            [row.memory for row in store.candidates(agent, ["tea", "milk"], None)],
+            [row.memory for row in rows(store, agent).values()],
+        ]
+        for memories in read:
+            assert sorted(one.created_at for one in memories) == [ends[0], NOON, NOON, ends[1]]
+
+    def test_memories_of_the_release_before_are_kept_whatever_their_metadata(
+        self, postgres: postgres_side.Database, opened: Any, agent: Namespace
+    ) -> None:
+        engine = open_engine(postgres.url)
+        with engine.connect().execution_options(writes=True) as first, first.begin():
+            first.exec_driver_sql("CREATE SCHEMA ibex_core")
+            settings = config()
+            settings.attributes["connection"] = first
+            command.upgrade(settings, "0004")
+        engine.dispose()
+        metadata = ["{}", "[]", "null", '"x"', "5", '{"slot": 5}', '{"slot": ["a"]}', '{"slot": "na\\u0000me"}']
+        metadata += [json.dumps({"slot": "job " * 1000, "of": "🦊"})]
+        with postgres.connect() as connection:
+            connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
+            for text in metadata:
+                connection.execute(
+                    "INSERT INTO ibex_core.memories (id, org_id, agent_id, content, content_hash, content_tokens,"
+                    " category, confidence, usefulness, status, source, retrieval_count, created_at, updated_at,"
+                    " metadata, revision) VALUES (gen_random_uuid(), %s, %s, %s, repeat('0', 32) || md5(%s), 1,"
+                    " 'factual', 0.8, 0.5, 'active', 'extracted', 0, now(), now(), %s, 1)",
+                    (agent.org_id, agent.agent_id, text, text, text),
+                )
+        store = opened(postgres.url)
+        assert {one.content for one in store.page(agent)} == loaded(store, agent) == set(metadata)
+        with postgres.connect() as connection:
+            connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
+            found = connection.execute("SELECT slot FROM ibex_core.memories WHERE slot IS NOT NULL").fetchall()
+        assert sorted(slot for (slot,) in found) == ["5", '["a"]', ("job " * 50)]
+        migrate(postgres.url)
 
     def test_stores_that_open_at_once_make_one_column_and_index(self, postgres: postgres_side.Database) -> None:
         from concurrent.futures import ThreadPoolExecutor

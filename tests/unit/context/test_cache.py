@@ -3,24 +3,30 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from extproc.context import cache as cache_module
 from extproc.context import index as index_module
 from extproc.context import vectors as vectors_module
-from extproc.context.cache import MOST_CHANGES, NamespaceCache
+from extproc.context.cache import MOST_ASKED, MOST_CHANGES, MOST_LOADS, MOST_WRITES, NamespaceCache
 from extproc.context.index import Index
-from extproc.memory.features import WindowIndexer
+from extproc.memory.embedding import EmbedderUnavailable
+from extproc.memory.features import Features, Row, WindowIndexer
+from extproc.memory.lane import LaneFull
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.sqlite import SqliteMemoryStore
-from extproc.memory.store import Snapshot, StoreError
+from extproc.memory.store import Snapshot, StoreError, Version
 
 from .conftest import Asking
 
@@ -391,3 +397,168 @@ async def test_many_vectors_get_lists_behind_the_requests(
     assert index.vectors is not None
     assert not index.vectors.wants_lists
     assert cache.approximate_bytes > before
+
+
+class TestWhenMuchIsAsked:
+    async def test_loads_of_unknown_namespaces_are_bounded_and_leave_room_for_others(
+        self, cache: NamespaceCache, store: SlowStore, make: MakeMemory, agent: Namespace
+    ) -> None:
+        theirs = Namespace(str(uuid.uuid4()), str(uuid.uuid4()))
+        store.add(make("tea", theirs))
+        store.may_read.clear()
+        for number in range(3 * MOST_LOADS):
+            assert await cache.wait(replace(agent, user_id=f"u{number}"), 0.0001) is None
+        waiting = asyncio.create_task(size(cache, theirs))
+        await asyncio.sleep(0)
+        store.may_read.set()
+        assert await waiting == 1
+        assert await size(cache, agent) == 0
+        assert store.snapshots <= MOST_LOADS // 2 + 2
+
+    async def test_what_may_not_be_loaded_now_is_answered_from_candidates(
+        self,
+        cache: NamespaceCache,
+        store: SlowStore,
+        make: MakeMemory,
+        agent: Namespace,
+        indexer: WindowIndexer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(cache_module, "MOST_LOADS", 0)
+        store.add(make("green tea"))
+        question = indexer.question("What about the green tea?")
+        assert contents(await cache.find(agent, question, time.monotonic() + LONG_S)) == {"green tea"}
+        assert store.snapshots == 0
+
+    async def test_what_is_held_is_brought_up_to_date_while_large_loads_run(
+        self,
+        cache: NamespaceCache,
+        store: SlowStore,
+        make: MakeMemory,
+        agent: Namespace,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        store.add(make("tea"))
+        assert await size(cache, agent) == 1
+        read, may_go_on = store.snapshot, threading.Event()
+
+        @contextmanager
+        def paused(partition: Namespace) -> Iterator[Snapshot]:
+            assert partition == agent or may_go_on.wait(LONG_S)
+            with read(partition) as snapshot:
+                yield snapshot
+
+        monkeypatch.setattr(store, "snapshot", paused)
+        for _ in range(4):
+            assert await cache.wait(Namespace(agent.org_id, str(uuid.uuid4())), 0.001) is None
+        store.add(make("milk"))
+        assert await size(cache, agent) == 2
+        may_go_on.set()
+
+    async def test_versions_that_nobody_waits_for_are_not_asked_for(
+        self, cache: NamespaceCache, store: SlowStore, agent: Namespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, may_answer = [], threading.Event()
+
+        def current_version(org_id: str, _agent_id: str) -> Version:
+            asked.append(org_id)
+            assert may_answer.wait(LONG_S)
+            return Version()
+
+        monkeypatch.setattr(store, "version", lambda *_: None)
+        monkeypatch.setattr(store, "current_version", current_version)
+        for _ in range(20):
+            assert await cache.wait(agent, 0.001) is None
+        may_answer.set()
+        assert await cache.run(lambda: "free") == "free"
+        assert len(asked) <= 3
+
+    async def test_a_write_that_waits_keeps_no_reader_waiting(self, cache: NamespaceCache) -> None:
+        may_write = threading.Event()
+        writes = [asyncio.create_task(cache.write(lambda: may_write.wait(LONG_S))) for _ in range(MOST_WRITES)]
+        await asyncio.sleep(0)
+        with pytest.raises(LaneFull):
+            await cache.write(lambda: None)
+        assert await cache.run(lambda: "read") == "read"
+        may_write.set()
+        assert all(await asyncio.gather(*writes))
+
+    async def test_the_loop_goes_on_while_the_cache_waits_for_its_threads(
+        self, store: SlowStore, indexer: WindowIndexer
+    ) -> None:
+        cache = NamespaceCache(store, indexer, 10_000_000)
+        may_end = threading.Event()
+        running = asyncio.create_task(cache.run(lambda: may_end.wait(LONG_S)))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.05, may_end.set)
+        await cache.stop()
+        assert await running
+
+    async def test_a_store_is_asked_for_the_rarest_words_of_a_long_text(
+        self,
+        cache: NamespaceCache,
+        store: SlowStore,
+        agent: Namespace,
+        indexer: WindowIndexer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        asked: list[Sequence[str]] = []
+        find = store.candidates
+
+        def candidates(namespace: Namespace, stems: Sequence[str], *given: Any, **more: Any) -> list[Row]:
+            asked.append(stems)
+            return find(namespace, stems, *given, **more)
+
+        monkeypatch.setattr(store, "candidates", candidates)
+        monkeypatch.setattr(cache_module, "MOST_LOADS", 0)
+        common = ["water", "house", "school", "music", "summer"]
+        letters = "bcdfghjklm"
+        rare = [f"zq{one}{two}x" for one in letters for two in letters]
+        await cache.find(agent, indexer.question(" ".join([*common, *rare])), time.monotonic() + LONG_S)
+        assert [len(stems) for stems in asked] == [MOST_ASKED]
+        assert set(asked[0]) <= set(rare)
+
+
+class TestFeaturesMadeAtLoading:
+    @pytest.fixture
+    def bare(self, tmp_path: Path, make: MakeMemory, store: SlowStore) -> None:
+        """400 memories that nobody has made features of."""
+        assert not store.snapshots
+        writer = SqliteMemoryStore.open(f"sqlite:///{tmp_path}/memories.db")
+        writer.add_many([make(f"tea {n}", session_id="s", turn_index=n) for n in range(400)])
+        writer.close()
+
+    @pytest.mark.usefixtures("bare")
+    async def test_without_an_embedder_words_are_compared(
+        self, store: SlowStore, agent: Namespace, indexer: WindowIndexer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def embed(_texts: Sequence[str]) -> NDArray[np.float32]:
+            raise EmbedderUnavailable("away")
+
+        monkeypatch.setattr(indexer, "_embedder", SimpleNamespace(embed=embed))
+        cache = NamespaceCache(store, indexer, 10_000_000)
+        assert await size(cache, agent) == 400
+        (index,) = cache.ready(agent) or ()
+        assert index.count("tea") == 400
+        await cache.stop()
+
+    @pytest.mark.usefixtures("bare")
+    async def test_they_are_made_between_breaths(
+        self, store: SlowStore, agent: Namespace, indexer: WindowIndexer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[int] = []
+        features = indexer.features
+
+        def counted(memories: Sequence[Memory], before: Sequence[Sequence[Memory]]) -> list[Features]:
+            made.append(len(memories))
+            if len(made) == 3:
+                loading._way.close()
+            return features(memories, before)
+
+        monkeypatch.setattr(indexer, "features", counted)
+        loading = NamespaceCache(store, indexer, 10_000_000)
+        with suppress(cache_module._Stopped):
+            await loading.wait(agent, LONG_S)
+        await loading.stop()
+        assert len(made) == 3
+        assert sum(made) < 100

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from extproc.context.index import MOST_DEAD, NONE, Index
 from extproc.memory.features import Features, Row
 from extproc.memory.model import Category, Memory, Namespace, Source, Status
@@ -72,6 +74,67 @@ def test_neighbours_are_in_the_order_of_turns_whenever_they_came(asking: Asking,
     assert chain("previous", slots["turn 4"]) == ["turn 4", "turn 3", "turn 2", "turn 0"]
     assert index.before(make("x", session_id="s", turn_index=9), 2) == [turns[3], turns[4]]
     assert index.before(make("x", session_id="s", turn_index=1), 2) == [turns[0]]
+
+
+def test_a_long_session_has_the_same_order_however_it_came(asking: Asking, make: MakeMemory) -> None:
+    features = asking.rows([make("tea")])[0].features
+    turns = [Row(make(f"turn {n}", session_id="s", turn_index=n), features) for n in range(400)]
+    index = Index(asking.agent, turns[:300])
+    index.update([turns[0], turns[5], *turns[350:300:-1], turns[120]])
+    index.remove(turns[1].memory.id)
+    index.update([*turns[350:], turns[300], turns[2]])
+    alive = {index.memory(slot).content: slot for slot in range(index.slots)}
+    slot, names = alive["turn 0"], []
+    while slot != NONE:
+        names.append(index.memory(slot).content)
+        after = int(index.column("next")[slot])
+        assert after == NONE or index.column("previous")[after] == slot
+        slot = after
+    assert names == [f"turn {n}" for n in range(400) if n != 1]
+    assert index.session_sizes(index.column("session")[:1])[0] == 399
+    assert index.before(make("x", session_id="s", turn_index=999), 1) == [turns[399].memory]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"slot": ["name"]},
+        {"slot": {"name": 1}},
+        {"tags": [["x"], 5, None]},
+        {"subject": 5, "speaker": [], "role": {}},
+        {"n": 10**30},
+        {"half": "\ud800"},
+    ],
+)
+def test_metadata_of_any_kind_is_held(asking: Asking, make: MakeMemory, metadata: dict[str, object]) -> None:
+    odd = replace(make("tea"), metadata=metadata)
+    index = asking.index(odd)
+    index.update(asking.rows([replace(odd, usefulness=0.9)]))
+    assert [one.memory.metadata for one in asking.rank("tea", index).scored] == [metadata]
+
+
+def test_a_count_beyond_its_column_is_the_most(asking: Asking, make: MakeMemory) -> None:
+    index = asking.index(replace(make("tea"), retrieval_count=2**40))
+    assert index.memory(0).retrieval_count == 2**31 - 1
+
+
+def test_a_removed_memory_leaves_its_tags(asking: Asking, make: MakeMemory) -> None:
+    one, two = make("tea", metadata={"tags": ["x", "x"]}), make("milk", metadata={"tags": ["x", "y"]})
+    index = asking.index(one, two)
+    index.remove(one.id)
+    index.update(asking.rows([replace(two, metadata={"tags": ["y"]})]))
+    assert [int(index.accepted((), [tag]).sum()) for tag in ("x", "y")] == [0, 1]
+
+
+def test_what_was_removed_does_not_count(asking: Asking, make: MakeMemory) -> None:
+    memories = [make(f"tea {n}") for n in range(9)]
+    index = asking.index(*memories, make("milk"))
+    counts = []
+    for memory in memories:
+        index.remove(memory.id)
+        counts.append(index.count("tea"))
+    assert counts == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert index.count("milk") == 1
 
 
 def test_what_is_of_one_turn_has_one_order_whatever_the_ids(asking: Asking, make: MakeMemory) -> None:

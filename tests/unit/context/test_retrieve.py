@@ -203,7 +203,28 @@ def test_pinned_and_profile_memories_stand_the_newest_first(asking: Asking, make
     assert standing([index], NOON) == ([new, old], [name])
 
 
+def test_the_newest_stand_whatever_the_order_in_the_arrays(asking: Asking, make: MakeMemory) -> None:
+    pinned = [make(f"tea {n}", created_at=NOON + timedelta(days=n // 2), metadata={"pinned": True}) for n in range(100)]
+    newest = sorted(pinned, key=lambda one: (-one.created_at.timestamp(), one.id))[: retrieve.MOST_STANDING]
+    for order in (pinned, pinned[::-1], random.sample(pinned, 100)):
+        assert standing([asking.index(*order)], NOON)[0] == newest
+
+
 @pytest.mark.parametrize("query", ["", "what is it?"])
 def test_a_query_without_words_finds_nothing_by_words(asking: Asking, make: MakeMemory, query: str) -> None:
     assert asking.indexer.question(query).vector is None
     assert len(asking.pool(query, Index(asking.agent))) == 0
+
+
+def test_scores_are_the_same_to_the_last_bit_whatever_the_order_in_the_arrays(asking: Asking, make: MakeMemory) -> None:
+    names = ("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jon", "Kim", "Lea", "Max", "Nia", "Ola")
+    things = ("tea", "coffee", "jazz", "rust", "chess", "rugby", "sushi", "piano")
+    rows = asking.rows([make(f"{name} likes {thing}.", session_id=name) for thing in things for name in names])
+    found = set()
+    for part in range(8):
+        mixed = random.sample(rows, len(rows))
+        index = Index(asking.agent, mixed[: 15 * part])
+        index.update(mixed[15 * part :])
+        ranking = asking.rank("my sushi", index)
+        found.add(tuple((one.memory.id, one.composite, one.relevance, one.similarity) for one in ranking.scored))
+    assert len(found) == 1

@@ -8,11 +8,11 @@ import re
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree as ET
 
 import grpc
@@ -144,6 +144,16 @@ async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not is_so():  # noqa: ASYNC110 - a metric tells nobody
             await asyncio.sleep(0.01)
+
+
+class ShortCall:
+    """A call whose caller waits for 0.2 s."""
+
+    def time_remaining(self) -> float:
+        return 0.2
+
+    def invocation_metadata(self) -> None:
+        return None
 
 
 class LateCall:
@@ -351,16 +361,15 @@ class TestTime:
     ) -> None:
         store.add(make("The user's name is Ada."))
         may_read = threading.Event()
-        async with Running(store, agent) as client:
-            store.between = lambda partition: (may_read.wait(10), partition)[1]
-            answer = None
-            for _ in range(20):  # on a busy machine the last milliseconds may be too few
-                with suppress(aio.AioRpcError):
-                    answer = await client.stub.AssembleContext(client.request(), timeout=0.2)
-                    break
-            assert answer is not None
-            assert answer.assembled_context == ""
+        running = Running(store, agent, retrieval_wall_ms=30_000)
+        async with running as client:
+            store.between = lambda partition: (may_read.wait(60), partition)[1]
+            # No call of the network, whose own deadline would race with the answer.
+            async with asyncio.timeout(15):
+                answer = await running.service.AssembleContext(client.request(), cast("Any", ShortCall()))
             may_read.set()
+        assert answer.assembled_context == ""
+        assert client.metric("assemblies_total", outcome="not_ready") == 1
 
     @pytest.mark.parametrize("method", ["AssembleContext", "SearchMemories", "RecordMemoryFeedback"])
     async def test_what_comes_too_late_is_not_begun(self, client: Client, service: ContextService, method: str) -> None:

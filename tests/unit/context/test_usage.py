@@ -29,7 +29,7 @@ class Written:
     def lose(self, count: int) -> None:
         self.lost += count
 
-    async def run(self, work: Callable[[], Any]) -> Any:
+    async def write(self, work: Callable[[], Any]) -> Any:
         return work()
 
 
@@ -40,7 +40,7 @@ def written() -> Written:
 
 @pytest.fixture
 def counts(written: Written) -> RetrievalCounts:
-    cache = SimpleNamespace(run=written.run)
+    cache = SimpleNamespace(write=written.write)
     return RetrievalCounts(cast("MemoryStore", written), cast("NamespaceCache", cache), on_lost=written.lose)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +21,9 @@ class StubIndexer:
 
     def features(self, memories: Sequence[Memory], before: Sequence[Sequence[Memory]]) -> list[Features]:
         return [self._of(memory, its) for memory, its in zip(memories, before, strict=True)]
+
+    def without_vectors(self, memories: Sequence[Memory]) -> list[Features]:
+        return [replace(self._of(memory, ()), vector=b"") for memory in memories]
 
     def vector(self, text: str) -> bytes:
         counts = np.zeros(self.dimension, dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,3 +67,22 @@ def test_a_server_that_refuses_to_be_listened_to_is_back_all_the_same(versions: 
     assert replica.renewed == [True]
     assert versions.known("o", "a") is None
     assert versions.current("o", "b") == ONE
+
+
+def test_versions_in_use_are_asked_for_again_a_few_at_a_time(
+    versions: Versions, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert versions.current("o", "a") == ONE
+    versions._due |= {("o", str(number)) for number in range(1000)}
+    asked: list[str] = []
+
+    def ask(_org_id: str, agent_id: str) -> Version:
+        asked.append(agent_id)
+        versions._due.add(("o", "late"))  # by a request, meanwhile
+        time.sleep(0.01)
+        return ONE
+
+    monkeypatch.setattr(versions, "_ask", ask)
+    versions._ask_again()
+    assert 0 < len(asked) < 1000
+    assert len(versions._due) >= 1000 - len(asked)

@@ -94,3 +94,9 @@ def test_a_memory_is_valid_from_its_start_until_before_its_end(make: MakeMemory)
     limited = make("x", valid_from=start, valid_until=start + hour)
     assert [limited.is_valid(start + n * hour) for n in (-1, 0, 1)] == [False, True, False]
     assert memory.is_valid(start - 1000 * hour)
+
+
+def test_metadata_beyond_what_a_request_can_read_is_refused(make: MakeMemory) -> None:
+    assert make("tea", metadata={"n": "x" * 16_000}).metadata
+    with pytest.raises(InvalidValue, match=r"metadata is 17,009 bytes as JSON; at most 16,384"):
+        make("tea", metadata={"n": "x" * 17_000})

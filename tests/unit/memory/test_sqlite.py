@@ -6,12 +6,14 @@ import sqlite3
 import stat
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
+from extproc.context.cache import load_index
 from extproc.memory import sqlite
 from extproc.memory.database import migrate
 from extproc.memory.migrations import config
@@ -20,6 +22,7 @@ from extproc.memory.schema import HEAD, metadata
 from extproc.memory.sqlite import SqliteMemoryStore
 from extproc.memory.store import StoreError, Version, open_store, store_url
 from extproc.settings import StoreSettings, load
+from tests.unit.memory.stub_indexer import StubIndexer
 from tests.unit.memory.test_store import rows
 
 MakeMemory = Callable[..., Memory]
@@ -50,6 +53,19 @@ def test_what_is_forgotten_is_in_no_file(
     assert is_on_disk()
     assert store.forget(agent, memory.id)
     assert not is_on_disk()
+
+
+@pytest.mark.parametrize("metadata", ["[]", "null", '"text"', "5", '{"half": "\\ud800"}'])
+def test_metadata_that_another_program_wrote_does_not_hide_the_others(
+    store: SqliteMemoryStore, url: str, make: MakeMemory, agent: Namespace, metadata: str
+) -> None:
+    odd = make("tea")
+    store.add_many([odd, make("milk")])
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as raw, raw:
+        raw.execute("UPDATE memories SET metadata = ? WHERE id = ?", (metadata, odd.id))
+    index = load_index(store, StubIndexer(), agent)
+    assert {one.content for one in index.memories(range(index.slots))} == {"tea", "milk"}
+    assert len(store.page(agent)) == len(store.page(agent, after=str(uuid.UUID(int=0)))) == 2
 
 
 class TestFiles:

@@ -255,6 +255,17 @@ class TestCounts:
         assert found is not None
         assert (found.retrieval_count, found.last_retrieved_at) == (5, memory.created_at)
 
+    def test_retrievals_stay_within_their_column(self, store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
+        most = 2**31 - 1
+        memory = replace(make("tea"), retrieval_count=most - 3)
+        store.add(memory)
+        seen = []
+        for count in (2, 5, 1):
+            store.record_retrievals({(agent.org_id, memory.id): count}, memory.created_at)
+            found = store.get(agent, memory.id)
+            seen.append(found and found.retrieval_count)
+        assert seen == [most - 1, most, most]
+
 
 class TestFeatures:
     def test_they_are_in_the_row_as_the_indexer_made_them(
@@ -513,6 +524,20 @@ class TestReindexing:
         assert {len(row.features.vector) for row in rows(store, agent).values()} == {768}
         assert store.count_outdated(agent.org_id, "stub-2") == 0
         assert store.count_outdated(agent.org_id, "stub-1") == 7
+
+    def test_what_was_forgotten_meanwhile_does_not_come_back_in_a_vector(
+        self, store: MemoryStore, make: MakeMemory, agent: Namespace
+    ) -> None:
+        turns = [make(f"turn{n}", session_id="s", turn_index=n) for n in range(2)]
+        indexer, store._indexer = store._indexer, None  # type: ignore[attr-defined]
+        store.add_many(turns)
+        found = store.outdated(agent.org_id, "stub-1", 10)
+        made = StubIndexer().features([one.memory for one in found], [one.before for one in found])
+        store._indexer = indexer  # type: ignore[attr-defined]
+        assert store.forget(agent, turns[0].id)
+        stale = {one.memory.id: its for one, its in zip(found, made, strict=True)}
+        assert store.write_features(agent.org_id, stale) == 0
+        assert rows(store, agent)["turn1"].features.vector == window("turn1")
 
     def test_it_ends_when_told_to(self, store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
         store.add_many([make(f"fact{n}") for n in range(7)])

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.memory.text import Moment, Subject, parse_query, stems
+from extproc.memory.features import asked_date_stems
+from extproc.memory.text import Moment, Subject, WrittenDate, parse_query, stems
 from extproc.memory.tokens import estimate_tokens
 
 
@@ -177,3 +178,11 @@ def test_an_idiom_is_looked_up_by_what_it_means() -> None:
 def test_each_stem_keeps_its_word() -> None:
     query = parse_query("running Dogs and dogs")
     assert dict(zip(query.stems, query.words, strict=True)) == {"run": "running", "dog": "dogs"}
+
+
+def test_of_many_dates_the_last_ones_are_asked_about() -> None:
+    log = " ".join(f"May {year}" for year in range(1000, 2000))
+    query = parse_query(f"{log}. What did we do in June 2024?")
+    assert len(query.dates) == 8
+    assert query.dates[-1] == WrittenDate(2024, 6, None)
+    assert asked_date_stems(query) == ["@05", "@06"]
