@@ -368,7 +368,12 @@ async def _engine(settings: EngineSettings) -> None:
             raise SettingsError(f"IBEX_EMBEDDING={settings.embedding}: {error}") from None
         except StoreError as error:
             raise SettingsError(f"the memory store cannot be opened: {error}") from None
-        reindexing = Reindexing(store, lambda: open_indexer(choice.for_documents()), service.is_busy)
+        reindexing = Reindexing(
+            store,
+            lambda: open_indexer(choice.for_documents()),
+            service.is_busy,
+            is_left_to_us=choice.kind == "openai",
+        )
         service.add_to_server(running.server)
         telling = asyncio.create_task(_tell_of_store(service, running.health), name="store health")
 

@@ -1,4 +1,8 @@
-"""Features that another model made, or nobody yet, are made anew behind the requests: once, when an engine starts."""
+"""Features that another model made, or nobody yet, are made anew behind the requests.
+
+Once, when an engine starts; and those that nobody has made again and again, where writers leave them to an engine,
+since they would have to ask another service.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,8 @@ PAUSE_S = 0.05
 """After each batch. The requests of the same process come first: 500 memories a second at most."""
 RETRY_S = 60.0
 """After a failure of the store or of the embedder."""
+AGAIN_S = 5.0
+"""Until what was written meanwhile without features is looked for; a question for each organisation."""
 STAND_ASIDE_S = 1.0
 """At most, while requests are inside: an engine that always has some comes to an end all the same."""
 LOOK_EVERY_S = 0.005
@@ -45,12 +51,15 @@ class Reindexing:
         store: MemoryStore,
         open_indexer: Callable[[], Indexer],
         is_busy: Callable[[], bool] = lambda: False,
+        *,
+        is_left_to_us: bool = False,
     ) -> None:
         """`open_indexer` is called in the thread: a model may take a second to open. `is_busy`: whether somebody waits
-        for this process now."""
+        for this process now. `is_left_to_us`: whether writers make no features."""
         self._store = store
         self._open_indexer = open_indexer
         self._is_busy = is_busy
+        self._is_left_to_us = is_left_to_us
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="extproc-reindex", daemon=True)
         self._told = 0.0
@@ -65,14 +74,18 @@ class Reindexing:
             self._thread.join()
 
     def _run(self) -> None:
+        indexer: Indexer | None = None
+        is_first = True
         while not self._stopping.is_set():
             try:
+                indexer = indexer or self._open_indexer()
                 written = reindex(
                     self._store,
-                    self._open_indexer(),
+                    indexer,
                     batch=BATCH,
                     tell=self._tell,
                     should_stop=self._stopping.is_set,
+                    only_unmade=not is_first,
                 )
             except (StoreError, EmbedderUnavailable) as error:
                 _log.warning("reindexing_stopped_and_goes_on_later", error=str(error), after_s=RETRY_S)
@@ -84,7 +97,10 @@ class Reindexing:
             else:
                 if written:
                     _log.info("reindexed", memories=written)
-                return
+                if not self._is_left_to_us:
+                    return
+                is_first = False
+                self._stopping.wait(AGAIN_S)
 
     def _tell(self, done: int, total: int) -> None:
         _LEFT.set(total - done)

@@ -236,14 +236,18 @@ class PostgresMemoryStore:
 
         return self._database.run(look, READ_LIMIT_S, writes=False)
 
-    def outdated(self, org_id: str, version: str, limit: int) -> list[Outdated]:
-        return self._read(org_id, lambda rows: rows.outdated(org_id, version, limit), BULK_LIMIT_S)
+    def outdated(self, org_id: str, version: str, limit: int, *, only_unmade: bool = False) -> list[Outdated]:
+        return self._read(
+            org_id, lambda rows: rows.outdated(org_id, version, limit, only_unmade=only_unmade), BULK_LIMIT_S
+        )
 
-    def count_outdated(self, org_id: str, version: str) -> int:
-        return self._read(org_id, lambda rows: rows.count_outdated(org_id, version), BULK_LIMIT_S)
+    def count_outdated(self, org_id: str, version: str, *, only_unmade: bool = False) -> int:
+        return self._read(
+            org_id, lambda rows: rows.count_outdated(org_id, version, only_unmade=only_unmade), BULK_LIMIT_S
+        )
 
-    def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
-        return self._write(lambda rows: rows.write_features(org_id, features), org_id, BULK_LIMIT_S)
+    def write_features(self, org_id: str, features: Mapping[str, Features], *, is_news: bool = False) -> int:
+        return self._write(lambda rows: rows.write_features(org_id, features, is_news=is_news), org_id, BULK_LIMIT_S)
 
     def transact(self, org_id: str, work: Callable[[Rows], T]) -> T:
         return self._write(work, org_id)

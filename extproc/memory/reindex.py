@@ -28,24 +28,27 @@ def reindex(
     batch: int = BATCH,
     tell: Callable[[int, int], None] = lambda _done, _total: None,
     should_stop: Callable[[], bool] = lambda: False,
+    only_unmade: bool = False,
 ) -> int:
     """Go through the organisations (None: all) once. Blocks. Returns how many memories were written.
 
     `tell` gets, after each batch, how many are done and how many there were at the beginning. Once only, so that two
-    engines of different versions do not undo each other's work for ever. Raises StoreError.
+    engines of different versions do not undo each other's work for ever; `only_unmade`, which leaves alone what anybody
+    has made, may be repeated. Raises StoreError.
     """
     store.prepare(indexer)
     chosen = store.organisations() if organisations is None else organisations
-    waiting = {org_id: store.count_outdated(org_id, indexer.version) for org_id in chosen}
+    waiting = {org_id: store.count_outdated(org_id, indexer.version, only_unmade=only_unmade) for org_id in chosen}
     done = 0
     for org_id, its in waiting.items():
         left = its
         while left > 0 and not should_stop():
-            found = store.outdated(org_id, indexer.version, batch)
+            found = store.outdated(org_id, indexer.version, batch, only_unmade=only_unmade)
             if not found:
                 break
             made = indexer.features([one.memory for one in found], [one.before for one in found])
-            store.write_features(org_id, {one.memory.id: its for one, its in zip(found, made, strict=True)})
+            by_id = {one.memory.id: its for one, its in zip(found, made, strict=True)}
+            store.write_features(org_id, by_id, is_news=only_unmade)
             left -= len(found)
             done += len(found)
             tell(done, sum(waiting.values()))

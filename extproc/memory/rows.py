@@ -259,7 +259,7 @@ class Rows:
             updates.append(ScoreUpdate(memory_id, row.usefulness, new))
         return updates
 
-    def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
+    def write_features(self, org_id: str, features: Mapping[str, Features], *, is_news: bool = False) -> int:
         mine = and_(_c.org_id == org_id, _c.id.in_(features))
         versions = {one.version for one in features.values()}
         written = 0
@@ -270,7 +270,8 @@ class Rows:
             found = self._connection.execute(select(_c.id, _c.user_id, _c.stems).where(left).order_by(_c.id))
             rows = [(Namespace(org_id, agent_id, row.user_id), row.id, row.stems) for row in found]
             written += len(rows)
-            self._write_features(org_id, {id_: features[id_] for _, id_, _ in rows})
+            revision = {"revision": self.bump(Namespace(org_id, agent_id))} if is_news and rows else {}
+            self._write_features(org_id, {id_: features[id_] for _, id_, _ in rows}, **revision)
             # Another model most often has the same stems.
             other = [(whose, id_, stems) for whose, id_, stems in rows if stems != features[id_].stems]
             self._postings.remove([Place(whose, id_, stems) for whose, id_, stems in other if stems is not None])
@@ -456,9 +457,9 @@ class Rows:
         row = self._connection.execute(query).one_or_none()
         return Version() if row is None else Version(*row)
 
-    def outdated(self, org_id: str, version: str, limit: int) -> list[Outdated]:
+    def outdated(self, org_id: str, version: str, limit: int, *, only_unmade: bool = False) -> list[Outdated]:
         found: list[Memory] = []
-        for other in _other_versions(version):  # two ranges of the index, which "not equal" is not
+        for other in _outdated(version, only_unmade=only_unmade):
             query = select(*COLUMNS).where(_c.org_id == org_id, other).limit(limit - len(found))
             found += [read_memory(row) for row in self._connection.execute(query)] if len(found) < limit else []
         by_id: dict[str, Outdated] = {}
@@ -466,12 +467,12 @@ class Rows:
             by_id.update({one.memory.id: one for one in self._with_predecessors(partition, list(its))})
         return [by_id[one.id] for one in found]
 
-    def count_outdated(self, org_id: str, version: str) -> int:
+    def count_outdated(self, org_id: str, version: str, *, only_unmade: bool = False) -> int:
         return sum(
             self._connection.execute(
                 select(func.count()).select_from(memories).where(_c.org_id == org_id, other)
             ).scalar_one()
-            for other in _other_versions(version)
+            for other in _outdated(version, only_unmade=only_unmade)
         )
 
 
@@ -568,5 +569,7 @@ def _position(turn: int, at: datetime) -> ColumnElement[Any]:
     return tuple_(literal(turn, Integer), literal(at, UtcDateTime()))
 
 
-def _other_versions(version: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return _c.features_version < version, _c.features_version > version
+def _outdated(version: str, *, only_unmade: bool) -> tuple[ColumnElement[bool], ...]:
+    if only_unmade:
+        return (_c.features_version == "",)
+    return _c.features_version < version, _c.features_version > version  # two ranges of the index; "not equal" is none

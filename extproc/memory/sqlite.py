@@ -175,17 +175,17 @@ class SqliteMemoryStore:
         with _reading(self._engine) as connection:
             return sorted(connection.execute(select(memory_versions.c.org_id).distinct()).scalars())
 
-    def outdated(self, org_id: str, version: str, limit: int) -> list[Outdated]:
+    def outdated(self, org_id: str, version: str, limit: int, *, only_unmade: bool = False) -> list[Outdated]:
         with _reading(self._engine) as connection:
-            return self._rows(connection).outdated(org_id, version, limit)
+            return self._rows(connection).outdated(org_id, version, limit, only_unmade=only_unmade)
 
-    def count_outdated(self, org_id: str, version: str) -> int:
+    def count_outdated(self, org_id: str, version: str, *, only_unmade: bool = False) -> int:
         with _reading(self._engine) as connection:
-            return self._rows(connection).count_outdated(org_id, version)
+            return self._rows(connection).count_outdated(org_id, version, only_unmade=only_unmade)
 
-    def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
+    def write_features(self, org_id: str, features: Mapping[str, Features], *, is_news: bool = False) -> int:
         with self._writing() as rows:
-            return rows.write_features(org_id, features)
+            return rows.write_features(org_id, features, is_news=is_news)
 
     def transact(self, org_id: str, work: Callable[[Rows], T]) -> T:  # noqa: ARG002 (each statement names it)
         try:

@@ -198,17 +198,18 @@ class MemoryStore(Protocol):
         """The ids of those that have memories; for maintenance, which then goes through them one by one."""
         ...
 
-    def outdated(self, org_id: str, version: str, limit: int) -> list[Outdated]:
-        """Some of the organisation's memories whose features are not of this indexer version."""
+    def outdated(self, org_id: str, version: str, limit: int, *, only_unmade: bool = False) -> list[Outdated]:
+        """Some of the organisation's memories whose features are not of this indexer version; or of none."""
         ...
 
-    def count_outdated(self, org_id: str, version: str) -> int: ...
+    def count_outdated(self, org_id: str, version: str, *, only_unmade: bool = False) -> int: ...
 
-    def write_features(self, org_id: str, features: Mapping[str, Features]) -> int:
+    def write_features(self, org_id: str, features: Mapping[str, Features], *, is_news: bool = False) -> int:
         """By memory id; what is gone, or has features of this version by now, is passed over. Returns how many were
         written.
 
-        No new version: an engine that holds the namespace has made the same features when it loaded it.
+        No new version, unless they are news: an engine that holds the namespace made the same features when it loaded
+        it, if its embedder answered as quickly as a question must be.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from extproc.context.reindexing import BATCH, Reindexing
 from extproc.memory.embedding import EmbedderUnavailable
-from extproc.memory.features import Indexer, open_indexer
+from extproc.memory.features import Indexer, Row, open_indexer
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.sqlite import SqliteMemoryStore
 
@@ -69,6 +70,57 @@ def test_an_embedder_that_is_away_is_asked_again(
     reindexing.stop()
     assert attempts == 3
     store.close()
+
+
+def test_what_writers_leave_is_made_again_and_again_and_engines_hear_of_it(
+    store: SqliteMemoryStore, make: Callable[..., Memory], agent: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extproc.context.reindexing.AGAIN_S", 0.02)
+    indexer = open_indexer()
+    reindexing = Reindexing(store, lambda: indexer, is_left_to_us=True)
+    reindexing.start()
+    wait_until_done(store, indexer, agent.org_id)
+    for number in range(2):
+        added = store.current_version(agent.org_id, agent.agent_id).changes + 1
+        store.add(make(f"The user's late note {number}."))
+        wait_until_done(store, indexer, agent.org_id)
+        with store.snapshot(agent) as snapshot:
+            (changed,) = snapshot.changed(added, 10)
+        assert (changed.memory.content, changed.features.version) == (
+            f"The user's late note {number}.",
+            indexer.version,
+        )
+    reindexing.stop()
+    store.close()
+
+
+def test_what_another_release_made_meanwhile_is_left_to_it(
+    store: SqliteMemoryStore, org_id: str, make: Callable[..., Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extproc.context.reindexing.AGAIN_S", 0.02)
+    indexer = open_indexer()
+    reindexing = Reindexing(store, lambda: indexer, is_left_to_us=True)
+    reindexing.start()
+    wait_until_done(store, indexer, org_id)
+    memory = make("The user's note of a later release.")
+    store.add(memory)
+    wait_until_done(store, indexer, org_id)
+    (row,) = [row for batch in _all(store, memory) for row in batch if row.memory.id == memory.id]
+    with store._writing() as rows:
+        rows.write_features(org_id, {memory.id: replace(row.features, version="later")})
+    store.add(make("The user's last note."))
+    deadline = time.monotonic() + LIMIT_S
+    while store.count_outdated(org_id, indexer.version, only_unmade=True):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert store.count_outdated(org_id, indexer.version) == 1
+    reindexing.stop()
+    store.close()
+
+
+def _all(store: SqliteMemoryStore, memory: Memory) -> list[list[Row]]:
+    with store.snapshot(Namespace(memory.org_id, memory.agent_id, memory.user_id)) as snapshot:
+        return list(snapshot.active())
 
 
 def test_it_stops_in_the_middle(store: SqliteMemoryStore, org_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
