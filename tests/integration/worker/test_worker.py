@@ -105,7 +105,9 @@ def test_a_database_that_goes_away_in_the_middle_delays_and_loses_nothing(
 
 def test_what_is_forgotten_while_it_is_extracted_or_queued_does_not_come_back(either: Place) -> None:
     either.start(IBEX_WORKER_TURNS="1")
-    queued, task = either.tell(TEXTS[:3], "other talk"), either.tell(TEXTS)
+    # So many that the worker is not through before the command has started, on however quick a machine.
+    talk = [f"My locker number {number} is at the station in Town{number:04}." for number in range(1_000)]
+    queued, task = either.tell(TEXTS[:3], "other talk"), either.tell(talk)
     either.queue.send([task])
     eventually(lambda: either.session(task)[1] >= 3, either.log)
     whose = ["--org", ORG, "--agent", AGENT, "--user", either.user, "--state", str(either.directory)]
