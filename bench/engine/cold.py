@@ -115,6 +115,7 @@ def fill(url: str, cycle: Cycle) -> int:
             whose = agent_of(cycle.size, number)
             for batch in rows(cycle.size, whose, indexer, seed=number, batch=_AT_ONCE):
                 store.add_many(known.take(batch))
+        store.refresh_statistics(agent_of(cycle.size).org_id)  # as `extproc memory import` does
         return load_index(store, indexer, agent_of(cycle.size)).nbytes
     finally:
         store.close()

@@ -11,7 +11,8 @@ import stat
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from collections import Counter
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
@@ -46,6 +47,8 @@ __all__ = [
 
 IMPORT_BATCH = 500
 """Lines in one transaction: short enough that other writers hardly wait."""
+MANY = 1_000
+"""New memories of an organisation, after which a database plans its searches badly until it has counted again."""
 TOLD_EVERY_S = 10.0
 """Progress, where standard error is no terminal."""
 PAGE = 500
@@ -145,6 +148,7 @@ def import_(
     What is there already is known again, so an import that was stopped goes on when it is run a second time.
     """
     counts = {"added": 0, "known": 0, "bad": 0}
+    new: Counter[str] = Counter()
     with (
         opened(data, writes=True) as store,
         _reading(file) as lines,
@@ -152,18 +156,28 @@ def import_(
     ):
         read = _Counted(lines)
         for batch in _batches(_parsed(read, {"org_id": org, "agent_id": agent, "user_id": user}, counts)):
-            for (number, _), added in zip(batch, store.add_many([memory for _, memory in batch]), strict=True):
+            for (number, memory), added in zip(batch, store.add_many([one for _, one in batch]), strict=True):
                 if added is None:
                     _bad_line(number, "another memory has this id already", counts)
                 else:
                     counts["added" if added.is_new else "known"] += 1
+                    new[memory.org_id] += added.is_new
             tell(read.bytes, f"{counts['added']:,} added, {counts['known']:,} known, {counts['bad']:,} bad")
+        _tell_planner(store, [org_id for org_id, many in new.items() if many >= MANY])
     if as_json_:
         typer.echo(json.dumps(counts))
     else:
         typer.echo(f"{counts['added']} added, {counts['known']} there already, {counts['bad']} bad")
     if counts["bad"]:
         raise typer.Exit(1)
+
+
+def _tell_planner(store: MemoryStore, org_ids: Iterable[str]) -> None:
+    from extproc.memory.store import StoreError
+
+    with suppress(StoreError):  # the import is done; the database finds it out by itself
+        for org_id in org_ids:
+            store.refresh_statistics(org_id)
 
 
 @app.command()

@@ -229,6 +229,19 @@ class PostgresMemoryStore:
     def prepare(self, indexer: Indexer) -> None:
         self._prepare(indexer.dimension)
 
+    def refresh_statistics(self, org_id: str) -> None:
+        """Of the organisation's partitions. To a role that does not own them the server gives a warning, no error."""
+
+        def refresh(connection: Connection) -> None:
+            act_for(connection, org_id)
+            for table in ("memories", "memory_terms"):
+                which = f"SELECT tableoid::regclass::text FROM ibex_core.{table} WHERE org_id = CAST(:org_id AS uuid)"  # noqa: S608
+                partition = connection.execute(text(f"{which} LIMIT 1"), {"org_id": org_id}).scalar()
+                if partition is not None:
+                    connection.execute(text(f"ANALYZE {partition}"))
+
+        self._database.run(refresh, BULK_LIMIT_S)
+
     def organisations(self) -> list[str]:
         def look(connection: Connection) -> list[str]:
             act_for_sweep(connection)

@@ -171,6 +171,9 @@ class SqliteMemoryStore:
     def prepare(self, indexer: Indexer) -> None:
         """A row takes any vector."""
 
+    def refresh_statistics(self, org_id: str) -> None:
+        """Its plans do not go by them."""
+
     def organisations(self) -> list[str]:
         with _reading(self._engine) as connection:
             return sorted(connection.execute(select(memory_versions.c.org_id).distinct()).scalars())

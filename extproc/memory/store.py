@@ -194,6 +194,12 @@ class MemoryStore(Protocol):
         """Make room for another indexer's features, before `write_features`. Raises StoreError with what to do."""
         ...
 
+    def refresh_statistics(self, org_id: str) -> None:
+        """After a large write: what a database finds out by itself within minutes, and plans badly before. Raises
+        StoreError.
+        """
+        ...
+
     def organisations(self) -> list[str]:
         """The ids of those that have memories; for maintenance, which then goes through them one by one."""
         ...

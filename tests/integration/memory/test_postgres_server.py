@@ -152,6 +152,18 @@ class TestCandidates:
         assert "_org_id_term_memory_id_idx" in plan
         assert len({word for word in plan.split() if word.startswith("memories_") and word[9:].isdigit()}) == 1
 
+    def test_after_a_large_write_the_planner_knows_of_it(
+        self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
+    ) -> None:
+        store.add_many([make(f"fact {n}") for n in range(300)])
+        store.refresh_statistics(agent.org_id)
+        counted = "SELECT reltuples FROM pg_class WHERE oid = (SELECT tableoid FROM ibex_core.{} LIMIT 1)"
+        with shared.connect() as connection:
+            connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
+            for table in ("memories", "memory_terms"):
+                (known_rows,) = connection.execute(counted.format(table)).fetchall()
+                assert known_rows[0] >= 300
+
 
 class TestOtherEngines:
     def test_each_sees_what_the_other_wrote_and_forgot(

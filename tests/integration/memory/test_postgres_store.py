@@ -15,6 +15,7 @@ from tests.unit.memory.test_store import (
     TestVersions,
     test_a_text_with_nul_is_kept_without_it,
     test_many_at_once_are_forgotten_batch_by_batch,
+    test_statistics_can_be_had_for_any_organisation,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "TestVersions",
     "test_a_text_with_nul_is_kept_without_it",
     "test_many_at_once_are_forgotten_batch_by_batch",
+    "test_statistics_can_be_had_for_any_organisation",
 ]

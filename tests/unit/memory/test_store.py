@@ -586,6 +586,13 @@ class TestPinning:
             assert store.current_version(agent.org_id, agent.agent_id).changes == before.changes + 1
 
 
+def test_statistics_can_be_had_for_any_organisation(store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
+    store.add(make("green tea"))
+    store.refresh_statistics(agent.org_id)
+    store.refresh_statistics(str(uuid.uuid4()))
+    assert loaded(store, agent) == {"green tea"}
+
+
 def test_a_text_with_nul_is_kept_without_it(store: MemoryStore, make: MakeMemory, agent: Namespace) -> None:
     store.add(make("green\0tea", metadata={"k": "a\0b"}))
     assert loaded(store, agent) == {"green tea"}
