@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.engine.corpus import rows
 from extproc.context.service import ContextService
+from extproc.memory.embedding import embedding_choice
 from extproc.memory.features import Row, WindowIndexer, open_indexer
 from extproc.memory.model import Namespace
 from extproc.memory.store import Version, open_store
@@ -89,9 +90,9 @@ class _Snapshot:
 
 async def serve(cpu: int, warm: Sequence[int], cache_bytes: int, url: str) -> None:
     os.sched_setaffinity(0, {cpu})
-    indexer = open_indexer()
     registry = CollectorRegistry()
     settings = load(EngineSettings, namespace_cache_bytes=cache_bytes, database_url=url)
+    indexer = open_indexer(embedding_choice(settings))
     store = open_store(settings, indexer) if url else MadeStore(indexer)
     service = ContextService(store, indexer, settings, registry)  # type: ignore[arg-type]
     await service.start()
