@@ -125,7 +125,8 @@ def make_app(settings: WorkerSettings, tell: Callable[[Event], None] = lambda _:
     )
 
     # How often it is tried is this program's setting, not Celery's default of three.
-    @app.task(name=TASK, bind=True, typing=False, max_retries=None)  # type: ignore[untyped-decorator]
+    # Not shared: Celery would give it to every other app of the process, too.
+    @app.task(name=TASK, bind=True, typing=False, max_retries=None, shared=False)  # type: ignore[untyped-decorator]
     def extract_session_memories(task: Any, /, *args: object, **kwargs: object) -> None:
         run_task(task, parts, settings, tell, args, kwargs)
 

@@ -28,6 +28,12 @@ def test_it_has_the_task_of_the_contract() -> None:
     assert TASK in make_app(settings()).tasks
 
 
+def test_two_of_a_process_have_a_task_each() -> None:
+    first, second = make_app(settings()), make_app(settings())
+    assert first.tasks[TASK] is not second.tasks[TASK]
+    assert [app.tasks[TASK].app for app in (first, second)] == [first, second]
+
+
 def test_a_task_is_acknowledged_after_its_work_and_comes_again_when_its_worker_is_lost() -> None:
     conf = make_app(settings()).conf
     assert conf.task_acks_late
