@@ -271,11 +271,15 @@ class _Thread:
     def _run(self) -> None:
         try:
             self._note_problem("")
-            while not self._stopping.is_set():
-                self.wake.wait()
+            is_last = False
+            while not is_last:
+                if not self._stopping.is_set():
+                    self.wake.wait()
+                is_last = self._stopping.is_set()  # before it looks: what came while it last looked is there
                 self._gather()
                 self.wake.clear()
-                self._drain()
+                if not self._drain():
+                    return
         finally:
             self._close_sink()
 
@@ -290,8 +294,8 @@ class _Thread:
         if 0 <= waited_s < self._gather_s:  # below 0: the clock was set back
             self._stopping.wait(self._gather_s - waited_s)
 
-    def _drain(self) -> None:
-        """All that is there. When stopping: within the deadline, and up to the first failure."""
+    def _drain(self) -> bool:
+        """All that is there. When stopping: within the deadline, and up to the first failure, which is False."""
         while self._may_go_on():
             try:
                 for file in self._outbox.files():
@@ -301,12 +305,13 @@ class _Thread:
                         self._wake_followers()
             except _Failed as failed:
                 if self._stopping.is_set():
-                    return
+                    return False
                 self._stopping.wait(failed.wait_s)
             else:
                 self._recovered()
                 self._wake_followers()  # what is not for this one was passed over
-                return
+                return True
+        return False
 
     def _wake_followers(self) -> None:
         for follower in self.followers:

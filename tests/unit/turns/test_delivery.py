@@ -371,6 +371,28 @@ def test_stopping_delivers_what_is_there_and_closes_the_sinks(side: Side) -> Non
     assert side.traces.is_closed
 
 
+def test_what_came_when_it_had_just_looked_is_delivered_at_a_stop(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    side.start()
+    assert side.delivery is not None
+    checkpoint = side.delivery._checkpoint
+    real, look = type(checkpoint)._drain, checkpoint._drain
+    asked = threading.Event()
+
+    def look_too_early() -> bool | None:
+        result = look()
+        if not asked.is_set():
+            asked.set()
+            side.outbox.put(turn("late"), TEXT)
+            assert side.outbox.flush(5)
+            checkpoint.ask_to_stop(time.monotonic() + 10)
+        return result
+
+    monkeypatch.setattr(type(checkpoint), "_drain", lambda one: look_too_early() if one is checkpoint else real(one))
+    side.put("early")
+    checkpoint._thread.join(10)
+    assert len(side.database.rows) == 2
+
+
 def test_one_that_was_never_started_closes_its_sinks_too(side: Side) -> None:
     Delivery(side.outbox, side.database, side.queue, side.traces).stop(5)
     assert side.database.is_closed
