@@ -44,3 +44,7 @@ STAGE_MS_ATTRIBUTE = "ibex.stage.{}_ms"
 ORG_ATTRIBUTE = "ibex.org.id"
 REQUEST_ID_ATTRIBUTE = "ibex.request.id"
 TOKEN_ID_ATTRIBUTE = "ibex.token.id"  # noqa: S105 - a name
+
+# A row of `failed_tasks`.
+DEADLY_TASK = "deadly"
+"""`payload.reason`: processes died of it. The worker sets; the observer's sweeper leaves its session alone."""

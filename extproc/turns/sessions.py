@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, or_, select, text, update
 
+from extproc import names
 from extproc.memory.database import Database, act_for, act_for_sweep, insert_into
 from extproc.memory.schema import failed_tasks, sessions, sweeps, turns
 from extproc.turns.checkpoint import sink_errors
@@ -171,7 +172,7 @@ def _left_behind(connection: Connection, latest: datetime, limit: int) -> list[L
 def _deadly(connection: Connection, org_id: str) -> set[str]:
     """Tasks that would only end more processes, until `extproc worker replay` sends them or the session goes on."""
     c = failed_tasks.c
-    query = select(c.task_id).where(c.org_id == org_id, c.payload["reason"].as_string() == "deadly")
+    query = select(c.task_id).where(c.org_id == org_id, c.payload["reason"].as_string() == names.DEADLY_TASK)
     return set(connection.execute(query).scalars())
 
 

@@ -32,7 +32,7 @@ class FailedTask:
     attempts: int
     failed_at: datetime
     reason: str = ""
-    """`deadly`: the sweeper of sessions leaves it alone. Others are only counted (`extproc.worker.metrics`)."""
+    """Of `extproc.worker.metrics`. The sweeper of sessions leaves `names.DEADLY_TASK` alone."""
 
     @property
     def can_replay(self) -> bool:

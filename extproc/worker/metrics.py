@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias, assert_never
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from extproc import names
+
 if TYPE_CHECKING:
     from extproc.worker.session import Done
 
@@ -50,7 +52,7 @@ class Reason(StrEnum):
     """The database or the model was away too often."""
     TIME = "time"
     BUG = "bug"
-    DEADLY = "deadly"
+    DEADLY = names.DEADLY_TASK
     """Processes that took it died, too often."""
 
 
@@ -126,7 +128,7 @@ class WorkerMetrics:
         self._seconds = Histogram("ibex_worker_task_seconds", "Duration of one", buckets=_BUCKETS_S, registry=registry)
         self._redelivered = Counter(
             "ibex_worker_redelivered_tasks",
-            "Tasks that came again, since the process that had them died or was stopped",
+            "Tasks that came again, since the process or the worker that had them died",
             registry=registry,
         )
         set_aside = Counter("ibex_worker_set_aside", "Dead letters, by reason", ["reason"], registry=registry)

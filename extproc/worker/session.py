@@ -143,9 +143,8 @@ class SessionExtraction:
                 due.namespace.org_id, lambda rows: self._write(rows, due, candidates, near, marks)
             )
             if plan is None:
-                return Done(
-                    accounting=extraction.accounting
-                )  # somebody else was quicker; the model was asked all the same
+                # Somebody else was quicker; the model was asked all the same.
+                return Done(accounting=extraction.accounting)
             ids = tuple(memory.id for memory in plan.new)
             span.set_attribute(names.MEMORY_IDS_ATTRIBUTE, ids)
         if plan.unwritable:

@@ -129,8 +129,8 @@ class _Attempt:
                 span.set_status(trace.StatusCode.ERROR, Reason.DEADLY)
                 self._set_aside(
                     Reason.DEADLY,
-                    f"it was taken {self.deliveries} times, and each time its process died or its worker was stopped; "
-                    "look for what ended them, such as too little memory",
+                    f"{self.deliveries} times the process or the worker that had it died; look for what ended them, "
+                    "such as too little memory",
                     self.deliveries,
                 )
             else:
