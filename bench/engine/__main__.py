@@ -22,7 +22,7 @@ from bench.engine.corpus import questions
 from bench.engine.pressure import asking, cycle, flood, write_cost
 from bench.engine.process import serving
 from bench.engine.server import agent_of
-from extproc.context.client import MOST_OF_ORG
+from extproc.settings import FilterSettings
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
@@ -80,7 +80,8 @@ def _options() -> argparse.Namespace:
 def _pressure(cpu: int) -> dict[str, dict[str, float]]:
     found = {"a write into 10,000": write_cost()}
     with serving(cpu, ["10000"]) as server:
-        for width, most_open in ((24, 24), (100, MOST_OF_ORG), (100, 100)):
+        shipped = FilterSettings.model_fields["engine_most_open"].default
+        for width, most_open in ((24, 24), (100, shipped), (100, 100)):
             name = f"a flood of {width} beside one, {most_open} of them let through"
             found[name] = flood(server.port, 10_000, 200, width, most_open)
     with serving(cpu, ["--cache", str(200 << 20)]) as server:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,16 +17,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from ibex.context.v1 import context_pb2
+from prometheus_client import Counter
 
-__all__ = ["MAX_CONTEXT_BYTES", "MOST_OF_ORG", "EngineAnswer", "EngineClient", "EngineFailure"]
+__all__ = ["MAX_CONTEXT_BYTES", "EngineAnswer", "EngineClient", "EngineFailure"]
 
 MAX_CONTEXT_BYTES = 256 * 1024
 """A longer text is an engine gone wrong: 64 times the default budget of 1,024 tokens."""
-MOST_OF_ORG = 24
-"""Calls of one organisation that are open at once. More are refused here, for microseconds; an engine's refusal costs
-0.3 ms of its CPU, which is everybody's. An engine answers about a dozen within the 45 ms that a call may take, and with
-24 open another organisation's p99 is less than a fifth higher (docs/engine-cost.md)."""
-
 MAX_MEMORIES = 1000
 """Rows about memories in one answer; each costs the filter's loop 1 µs."""
 _KEPT_IDS = 64
@@ -49,6 +45,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_http_proxy", 0),
     # The text, and what an engine says about a few hundred memories. More is refused before it is parsed.
     ("grpc.max_receive_message_length", MAX_CONTEXT_BYTES + 128 * 1024),
+)
+
+
+_held_back = Counter(
+    "ibex_extproc_engine_calls_held_back", "Requests that went on without asking: their org had too many calls open"
 )
 
 
@@ -76,9 +77,12 @@ class EngineAnswer:
 class EngineClient:
     """One channel to one target, which may be a load-balanced name. Close with `close`."""
 
-    def __init__(self, target: str, most_of_org: int = MOST_OF_ORG) -> None:
+    def __init__(self, target: str, most_of_org: int) -> None:
+        """`most_of_org`: calls of one organisation that are open at once. More are refused here, for microseconds; an
+        engine's refusal costs 0.3 ms of its CPU, which is everybody's.
+        """
         self._most_of_org = most_of_org
-        self._open: Counter[str] = Counter()
+        self._open: defaultdict[str, int] = defaultdict(int)
         """Calls, by organisation."""
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         # The answer is taken as bytes and parsed here, so that rubbish is our failure to name, not grpcio's to raise.
@@ -91,7 +95,8 @@ class EngineClient:
     ) -> EngineAnswer | EngineFailure:
         """Ask once, within `timeout_s` seconds. There is no second try: there would be no time for it."""
         org_id = request.org_id
-        if self._open[org_id] >= self._most_of_org:
+        if self._open.get(org_id, 0) >= self._most_of_org:
+            _held_back.inc()
             return EngineFailure.UNAVAILABLE
         self._open[org_id] += 1
         try:

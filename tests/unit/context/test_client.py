@@ -10,6 +10,7 @@ import pytest
 from grpc import aio
 from ibex.context.v1 import context_pb2 as pb
 from ibex.context.v1 import context_pb2_grpc
+from prometheus_client import REGISTRY
 from typing_extensions import override
 
 from extproc.context.client import EngineAnswer, EngineClient, EngineFailure
@@ -45,6 +46,12 @@ async def held(most_of_org: int) -> AsyncIterator[tuple[HeldEngine, EngineClient
         await server.stop(None)
 
 
+def held_back() -> float:
+    counted = REGISTRY.get_sample_value("ibex_extproc_engine_calls_held_back_total")
+    assert counted is not None
+    return counted
+
+
 async def ask(client: EngineClient, org_id: str) -> EngineAnswer | EngineFailure:
     return await client.assemble(pb.AssembleContextRequest(org_id=org_id, query="tea"), LONG_S, None)
 
@@ -54,8 +61,10 @@ async def test_the_call_that_is_one_too_many_of_its_org_is_refused_without_askin
         open_calls = [asyncio.create_task(ask(client, "a")) for _ in range(2)]
         for _ in open_calls:
             await asyncio.wait_for(engine.asked.acquire(), LONG_S)
+        before = held_back()
         assert await ask(client, "a") is EngineFailure.UNAVAILABLE
         assert engine.asked.locked()
+        assert held_back() == before + 1
         engine.may_answer.set()
         assert all(isinstance(answer, EngineAnswer) for answer in await asyncio.gather(*open_calls))
 

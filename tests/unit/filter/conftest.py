@@ -49,7 +49,7 @@ async def hasty_filter(engine_address: str) -> AsyncIterator[Filter]:
 
 @asynccontextmanager
 async def _filter(engine_address: str, budget_ms: float) -> AsyncIterator[Filter]:
-    client = EngineClient(engine_address)
+    client = EngineClient(engine_address, most_of_org=24)
     identities = IdentitySources("metadata:ibex.identity/org_id", f"value:{AGENT}", "header:x-ibex-user-id")
     server = grpc.aio.server()
     lines: list[RequestLine] = []

@@ -227,7 +227,7 @@ async def test_only_ids_and_finite_scores_of_an_engine_reach_a_span(engine: Stub
         return context_pb2.AssembleContextResponse(assembled_context="t", memories_used=used).SerializeToString()
 
     engine.behaviour = answer
-    client = EngineClient(engine_address)
+    client = EngineClient(engine_address, most_of_org=24)
     found = await client.assemble(context_pb2.AssembleContextRequest(), 5, None)
     await client.close()
     assert isinstance(found, EngineAnswer)

@@ -77,7 +77,7 @@ class Side:
 
 @asynccontextmanager
 async def running(engine_address: str, script: Script, budget_ms: float = 1000.0) -> AsyncIterator[Side]:
-    client = EngineClient(engine_address)
+    client = EngineClient(engine_address, most_of_org=24)
     identities = IdentitySources("metadata:ibex.identity/org_id", f"value:{AGENT}", "")
     server = grpc.aio.server()
     lines: list[RequestLine] = []
