@@ -384,8 +384,8 @@ def _measure(
     yield
 
     asked = np.array([one.word for one in weighed[:MOST_COMPARED]], np.int32)
-    words, counts = index.words_of(slots)
-    likeness = meanings.likeness(asked, words, counts)
+    ids, counts = index.words_of(slots)
+    likeness = meanings.likeness(asked, ids, counts)
     likeness[weights[: len(asked)] > 0] = 1
     length = np.float32(1 - SOFT_LENGTH) + np.float32(SOFT_LENGTH / SOFT_REFERENCE) * counts.astype(np.float32)
     soft = np.minimum(_product(idf[: len(asked)], likeness) / total / length, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -179,9 +179,5 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text) if text else datetime.now(UTC)
     except ValueError:
-        _bad_moment(text)
+        fail(f"--until {printable(text)!r} is not a time such as 2025-03-01T12:00:00+00:00")
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def _bad_moment(text: str) -> NoReturn:
-    fail(f"--until {printable(text)!r} is not a time such as 2025-03-01T12:00:00+00:00")

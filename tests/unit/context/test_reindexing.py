@@ -33,9 +33,9 @@ def store(tmp_path: Path, make: Callable[..., Memory]) -> SqliteMemoryStore:
     return opened
 
 
-def wait_until_done(store: SqliteMemoryStore, indexer: Indexer, org_id: str) -> None:
+def wait_until_done(store: SqliteMemoryStore, indexer: Indexer, org_id: str, *, only_unmade: bool = False) -> None:
     deadline = time.monotonic() + LIMIT_S
-    while store.count_outdated(org_id, indexer.version):
+    while store.count_outdated(org_id, indexer.version, only_unmade=only_unmade):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -109,10 +109,7 @@ def test_what_another_release_made_meanwhile_is_left_to_it(
     with store._writing() as rows:
         rows.write_features(org_id, {memory.id: replace(row.features, version="later")})
     store.add(make("The user's last note."))
-    deadline = time.monotonic() + LIMIT_S
-    while store.count_outdated(org_id, indexer.version, only_unmade=True):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until_done(store, indexer, org_id, only_unmade=True)
     assert store.count_outdated(org_id, indexer.version) == 1
     reindexing.stop()
     store.close()

@@ -499,17 +499,23 @@ async def test_retrievals_are_counted_behind_the_answer(store: FreeStore, agent:
     assert counted.last_retrieved_at is not None
 
 
-async def test_the_span_belongs_to_the_callers_trace_and_holds_no_text(
-    client: Client, store: FreeStore, make: MakeMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(service_module, "_tracer", provider.get_tracer("test"))
+    yield exporter
+    provider.shutdown()
+
+
+async def test_the_span_belongs_to_the_callers_trace_and_holds_no_text(
+    client: Client, store: FreeStore, make: MakeMemory, spans: InMemorySpanExporter
+) -> None:
     store.add(memory := make("The user's name is Ada."))
     parent = f"00-{'a' * 32}-{'b' * 16}-01"
     await client.stub.AssembleContext(client.request(request_id="r"), metadata=(("traceparent", parent),))
-    (span,) = exporter.get_finished_spans()
+    (span,) = spans.get_finished_spans()
     assert span.name == "context.retrieve"
     assert span.context is not None
     assert format(span.context.trace_id, "032x") == "a" * 32
@@ -519,7 +525,6 @@ async def test_the_span_belongs_to_the_callers_trace_and_holds_no_text(
     assert attributes["ibex.context.outcome"] == "injected"
     assert isinstance(attributes["ibex.stage.retrieve_ms"], float)
     assert not re.search("Ada|name", repr(sorted(attributes.values(), key=repr)))
-    provider.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -550,18 +555,13 @@ async def test_readiness_says_how_the_store_is(
 
 
 async def test_the_span_links_to_the_spans_that_wrote_its_memories(
-    client: Client, store: FreeStore, make: MakeMemory, monkeypatch: pytest.MonkeyPatch
+    client: Client, store: FreeStore, make: MakeMemory, spans: InMemorySpanExporter
 ) -> None:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(service_module, "_tracer", provider.get_tracer("test"))
     store.add(make("The user's name is Ada.", metadata={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}))
     store.add(make("The user's name is not Ida.", metadata={"traceparent": ["nonsense"]}))
     assert (await client.ask()).memories_included == 2
-    (span,) = exporter.get_finished_spans()
+    (span,) = spans.get_finished_spans()
     assert [format(link.context.trace_id, "032x") for link in span.links] == ["a" * 32]
-    provider.shutdown()
 
 
 def test_the_health_name_is_the_services() -> None:
