@@ -111,7 +111,7 @@ def test_a_task_that_kills_each_process_is_set_aside_and_the_others_go_on(on_sql
     assert once(on_sqlite.contents(), TEXTS[:6])
     (shown,) = json.loads(extproc(on_sqlite, "worker", "failed", "--json"))
     assert (shown["task_id"], shown["session_id"], shown["attempts"]) == (deadly.id, deadly.session_id, 3)
-    assert "its process died" in shown["error"]
+    assert "that had it died" in shown["error"]
     on_sqlite.stop_workers()
     on_sqlite.start()
     assert json.loads(extproc(on_sqlite, "worker", "replay", "--json")) == {"replayed": 1, "left": 0}
