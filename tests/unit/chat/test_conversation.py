@@ -42,6 +42,26 @@ def test_more_messages_or_parts_than_anyone_sends_are_refused(count: int) -> Non
             openai_chat.read_request(body, "/", ReadLimits())
 
 
+@pytest.mark.parametrize(
+    ("chat_format", "path", "body"),
+    [
+        (openai_chat, "/v1/chat/completions", '{{"messages":[{{"role":"user","content":"hi"}}],"tools":[{}]}}'),
+        (anthropic_messages, "/v1/messages", '{{"messages":[{{"role":"user","content":"hi"}}],"tools":[{}]}}'),
+        (openai_responses, "/v1/responses", '{{"input":[{{"role":"user","content":"hi"}}],"tools":[{}]}}'),
+        (gemini, "/v1beta/models/g:generateContent", '{{"contents":[{{"parts":[{{"text":"hi"}}]}}],"tools":[{}]}}'),
+    ],
+    ids=["openai_chat", "anthropic_messages", "openai_responses", "gemini"],
+)
+def test_a_body_of_so_many_objects_that_its_decoding_would_hold_others_up_is_refused(
+    chat_format: ChatFormat, path: str, body: str
+) -> None:
+    others = body.format("").count("{")
+    most = body.format(",".join(["{}"] * (99_999 - others))).encode()
+    assert chat_format.read_request(most, path, ReadLimits()).query == "hi"
+    with pytest.raises(UnreadableBody, match="too_many_messages"):
+        chat_format.read_request(most.replace(b"[{},", b"[{},{},"), path, ReadLimits())
+
+
 @pytest.mark.parametrize("count", [2, 81])
 def test_all_messages_together_have_no_more_parts_than_one_may_have(count: int) -> None:
     many = ",".join(["{}"] * 10_001)
