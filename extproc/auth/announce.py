@@ -11,23 +11,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from functools import partial
 
 from redis import Redis
 from redis.cluster import RedisCluster
 
 from extproc.redis.writer import NotWritten, RedisWriter
 
-__all__ = ["REVOCATIONS", "Announcer", "NotAnnounced", "limit_key", "revocation_message"]
+__all__ = ["REVOCATIONS", "Announcer", "NotWritten", "limit_key", "revocation_message"]
 
 REVOCATIONS = "ibex:token:revocations"
 _VERSION = 1
 
 _LIMITS_AT_ONCE = 500
-
-
-class NotAnnounced(Exception):
-    """Redis did not take it. The message has no credentials in it."""
 
 
 def limit_key(org_id: str) -> str:
@@ -47,25 +43,19 @@ class Announcer:
         self._redis = RedisWriter(url)
 
     def revoked(self, org_id: str, token_id: str, revoked_at: datetime) -> None:
-        """Raises NotAnnounced. Again does no harm."""
+        """Raises NotWritten. Again does no harm."""
         message = revocation_message(org_id, token_id, revoked_at)
-        self._do(lambda client: client.publish(REVOCATIONS, message))
+        self._redis.do(lambda client: client.publish(REVOCATIONS, message))
 
     def limits(self, limits: Mapping[str, int | None]) -> None:
-        """Requests a minute of each of these organisations; None: none of its own. Raises NotAnnounced."""
+        """Requests a minute of each of these organisations; None: none of its own. Raises NotWritten."""
         everything = list(limits.items())
         for start in range(0, len(everything), _LIMITS_AT_ONCE):
             some = everything[start : start + _LIMITS_AT_ONCE]
-            self._do(lambda client, some=some: _write_limits(client, some))
+            self._redis.do(partial(_write_limits, limits=some))
 
     def close(self) -> None:
         self._redis.close()
-
-    def _do(self, work: Any) -> None:
-        try:
-            self._redis.do(work)
-        except NotWritten as error:
-            raise NotAnnounced(str(error)) from None
 
 
 def _write_limits(client: Redis | RedisCluster, limits: list[tuple[str, int | None]]) -> None:

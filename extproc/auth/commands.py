@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from extproc.memory.commands import DataOption, JsonOption, fail, json_text, opened_database, printable
-from extproc.settings import SettingsError, SharedRedisSettings, StoreSettings, load
+from extproc.memory.commands import DataOption, JsonOption, fail, json_text, opened_database, org_id_of, printable
 
 if TYPE_CHECKING:
     from extproc.auth.announce import Announcer
@@ -38,7 +37,6 @@ IdOption = Annotated[str, typer.Option("--id", help="its UUID; none: a new one")
 _PAGE = 500
 _LIFE = re.compile(r"([1-9][0-9]{0,5})([mhdw])", re.ASCII)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_ANNOUNCE_ATTEMPTS = 3
 
 
 @organizations_app.command("create")
@@ -87,7 +85,7 @@ def set_limit(
 ) -> None:
     """Change how many requests an organisation may make each minute."""
     rpm = None if limit == "default" else _number(limit)
-    org_id = _org(org, data)
+    org_id = org_id_of(org, data)
     with _opened(data) as store:
         store.set_rpm_limit(org_id, rpm)
     _announce(lambda announcer: announcer.limits({org_id: rpm}), _LIMIT_LATER)
@@ -106,7 +104,7 @@ def create_agent(
     from extproc.auth.store import Agent, AgentStatus
 
     now = datetime.now(UTC)
-    made = Agent(_org(org, data), _id_or_new(agent_id), _name(name), AgentStatus.ACTIVE, now, now)
+    made = Agent(org_id_of(org, data), _id_or_new(agent_id), _name(name), AgentStatus.ACTIVE, now, now)
     with _opened(data) as store:
         if not store.add_agent(made):
             fail("the organisation has an agent of this id already; `extproc agent list` shows it")
@@ -118,7 +116,7 @@ def list_agents(org: OrgOption = "", data: DataOption = None, as_json: JsonOptio
     """Show an organisation's agents and whether they may act."""
     from extproc.auth.store import all_pages
 
-    org_id = _org(org, data)
+    org_id = org_id_of(org, data)
     with _opened(data) as store:
         found: list[Agent] = all_pages(lambda after: store.agents(org_id, _PAGE, after))
     _show_all(
@@ -180,7 +178,7 @@ def create_token(
     from extproc.memory.model import InvalidValue
 
     now = datetime.now(UTC)
-    org_id = _org(org, data)
+    org_id = org_id_of(org, data)
     try:
         token, plaintext = new_token(
             id=_new_id(),
@@ -210,7 +208,7 @@ def list_tokens(org: OrgOption = "", data: DataOption = None, as_json: JsonOptio
     """Show an organisation's tokens, also those that are no longer valid."""
     from extproc.auth.store import all_pages
 
-    now, org_id = datetime.now(UTC), _org(org, data)
+    now, org_id = datetime.now(UTC), org_id_of(org, data)
     with _opened(data) as store:
         found: list[Token] = all_pages(lambda after: store.tokens(org_id, _PAGE, after))
     _show_all(
@@ -236,7 +234,7 @@ def revoke_token(
     from extproc.auth.new_token import parse_reason
     from extproc.memory.model import InvalidValue, parse_uuid
 
-    org_id = _org(org, data)
+    org_id = org_id_of(org, data)
     try:
         its_id, why = parse_uuid(token_id, "the id"), parse_reason(reason)
     except InvalidValue as error:
@@ -255,38 +253,17 @@ _LIMIT_LATER = "the limit is stored, and gates get it from a running auth servic
 
 
 def _announce(tell: Callable[[Announcer], None], otherwise: str) -> bool:
-    """Whether the gates were told through Redis; if not, why and what follows is a warning on standard error."""
-    from extproc.auth.announce import Announcer, NotAnnounced
+    from extproc.auth.announce import Announcer
+    from extproc.redis.commands import announce
 
-    try:
-        url = load(SharedRedisSettings).redis_url.get_secret_value()
-        if not url:
-            typer.echo(f"warning: IBEX_REDIS_URL is not set: {otherwise}", err=True)
-            return False
-        announcer = Announcer(url)
-    except SettingsError as error:
-        typer.echo(f"warning: {error}: {otherwise}", err=True)
-        return False
-    problem = ""
-    try:
-        for _ in range(_ANNOUNCE_ATTEMPTS):
-            try:
-                tell(announcer)
-            except NotAnnounced as error:
-                problem = str(error)
-            else:
-                return True
-    finally:
-        announcer.close()
-    typer.echo(f"warning: {problem}: {otherwise}", err=True)
-    return False
+    return announce(Announcer, tell, otherwise)
 
 
 def _set_status(agent: str, status: str, org: str, data: Path | None, *, as_json: bool) -> None:
     from extproc.auth.store import AgentStatus
     from extproc.memory.model import InvalidValue, parse_uuid
 
-    org_id = _org(org, data)
+    org_id = org_id_of(org, data)
     try:
         agent_id = parse_uuid(agent, "the agent")
     except InvalidValue as error:
@@ -307,19 +284,6 @@ def _opened(data: Path | None) -> Iterator[IdentityStore]:
             yield IdentityStore(database)
         except NoSuch as error:
             fail(f"{error}; `extproc org|agent|token list` shows what there is")
-
-
-def _org(org: str, data: Path | None) -> str:
-    """The organisation that the option names, or that of the `extproc up` in the data directory."""
-    from extproc.memory.demo import Demo, DemoError
-    from extproc.memory.model import InvalidValue, parse_uuid
-
-    try:
-        if not org and (demo := Demo.find(load(StoreSettings, data=data).data)) is not None:
-            return demo.org_id
-        return parse_uuid(org, "--org")
-    except (InvalidValue, DemoError, SettingsError) as error:
-        fail(str(error))
 
 
 def _permissions(text: str) -> int:

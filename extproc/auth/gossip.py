@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import structlog
 
-from extproc.auth.announce import Announcer, NotAnnounced
+from extproc.auth.announce import Announcer, NotWritten
 from extproc.auth.store import IdentityStore, all_pages
 from extproc.memory.lane import Lane, LaneFull
 from extproc.memory.store import StoreError
@@ -106,7 +106,7 @@ class Gossip:
             return False
         try:
             await self._redis.run(lambda: announcer.revoked(one.org_id, one.token_id, one.revoked_at))
-        except (NotAnnounced, LaneFull) as error:
+        except (NotWritten, LaneFull) as error:
             self._failed(str(error) or "too many revocations wait for Redis")
             return False
         except Exception:  # noqa: BLE001 - the token is revoked whatever happens here
@@ -136,7 +136,7 @@ class Gossip:
                 self._succeeded()
                 await asyncio.sleep(_LIMITS_INTERVAL_S)
                 continue
-            except (NotAnnounced, LaneFull, StoreError) as error:
+            except (NotWritten, LaneFull, StoreError) as error:
                 self._failed(str(error) or "the database is busy")
             except Exception:  # noqa: BLE001 - whatever it is, the next attempt comes
                 _log.exception("limits_not_published_by_a_bug")

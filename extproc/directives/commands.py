@@ -24,10 +24,10 @@ from extproc.memory.commands import (
     fail,
     json_text,
     opened_database,
+    org_id_of,
     printable,
     whose,
 )
-from extproc.settings import SettingsError, SharedRedisSettings, StoreSettings, load
 
 if TYPE_CHECKING:
     from extproc.chat import InjectionMode
@@ -39,7 +39,6 @@ app = typer.Typer(help="Directives: what an agent is told with every request.", 
 
 _MODES = "system_first, system_append or user_prepend"
 _PAGE = 500
-_ANNOUNCE_ATTEMPTS = 3
 _MOST_READ_BYTES = 1024 * 1024
 """Of a file: far above what a directive may have, so that the message says how long it is."""
 
@@ -92,7 +91,7 @@ def list_directives(
     org: OrgOption = "", agent: AgentOption = "", data: DataOption = None, as_json: JsonOption = False
 ) -> None:
     """Show which agents of an organisation have a directive, without the texts. `--agent` shows one."""
-    org_id = _org(org, data)
+    org_id = org_id_of(org, data)
     found: list[Standing] = []
     with _opened(data) as store:
         while page := store.all_of(org_id, _PAGE, found[-1].agent_id if found else ""):
@@ -212,33 +211,15 @@ def _change_and_show(
 
 
 def _announce(standing: Standing) -> bool:
-    """Whether filters were told through Redis; if not, why and what follows is a warning on standard error."""
-    from extproc.directives.announce import DirectiveAnnouncer, NotWritten
+    from extproc.directives.announce import DirectiveAnnouncer
+    from extproc.redis.commands import announce
 
-    later = "the change is stored, but filters may use what was before for up to two minutes"
-    try:
-        url = load(SharedRedisSettings).redis_url.get_secret_value()
-        if not url:
-            typer.echo(f"warning: IBEX_REDIS_URL is not set: {later}", err=True)
-            return False
-        announcer = DirectiveAnnouncer(url)
-    except SettingsError as error:
-        typer.echo(f"warning: {error}: {later}", err=True)
-        return False
     version_id = standing.version_id if standing.is_active else None
-    problem = ""
-    try:
-        for _ in range(_ANNOUNCE_ATTEMPTS):
-            try:
-                announcer.changed(standing.org_id, standing.agent_id, version_id)
-            except NotWritten as error:
-                problem = str(error)
-            else:
-                return True
-    finally:
-        announcer.close()
-    typer.echo(f"warning: {problem}: {later}", err=True)
-    return False
+    return announce(
+        DirectiveAnnouncer,
+        lambda announcer: announcer.changed(standing.org_id, standing.agent_id, version_id),
+        "the change is stored, but filters may use what was before for up to two minutes",
+    )
 
 
 @contextmanager
@@ -272,19 +253,6 @@ def _read(text: str, file: Path | None) -> str:
         raise InvalidValue(f"{file or 'standard input'} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InvalidValue("the directive is not UTF-8") from None
-
-
-def _org(org: str, data: Path | None) -> str:
-    """The organisation that the option names, or that of the `extproc up` in the data directory."""
-    from extproc.memory.demo import Demo, DemoError
-    from extproc.memory.model import InvalidValue, parse_uuid
-
-    try:
-        if not org and (demo := Demo.find(load(StoreSettings, data=data).data)) is not None:
-            return demo.org_id
-        return parse_uuid(org, "--org")
-    except (InvalidValue, DemoError, SettingsError) as error:
-        fail(str(error))
 
 
 def _mode(text: str) -> InjectionMode:

@@ -38,9 +38,11 @@ __all__ = [
     "UserOption",
     "app",
     "fail",
+    "json_text",
     "open_indexer",
     "opened",
     "opened_database",
+    "org_id_of",
     "printable",
     "whose",
 ]
@@ -294,6 +296,19 @@ def whose(org: str, agent: str, user: str, data: Path | None) -> Namespace:
         # The message names the field; the option has the same name without `_id`.
         fail("--" + str(error).replace("_id", "", 1))
     except (DemoError, SettingsError) as error:
+        fail(str(error))
+
+
+def org_id_of(org: str, data: Path | None) -> str:
+    """The organisation that the option names, or that of the `extproc up` in the data directory."""
+    from extproc.memory.demo import Demo, DemoError
+    from extproc.memory.model import InvalidValue, parse_uuid
+
+    try:
+        if not org and (demo := Demo.find(load(StoreSettings, data=data).data)) is not None:
+            return demo.org_id
+        return parse_uuid(org, "--org")
+    except (InvalidValue, DemoError, SettingsError) as error:
         fail(str(error))
 
 

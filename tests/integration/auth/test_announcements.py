@@ -16,7 +16,7 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from extproc.auth import gossip
-from extproc.auth.announce import REVOCATIONS, Announcer, NotAnnounced, limit_key
+from extproc.auth.announce import REVOCATIONS, Announcer, NotWritten, limit_key
 from extproc.auth.commands import organizations_app, tokens_app
 from extproc.auth.demo import ensure_demo
 from extproc.auth.store import IdentityStore, Organization
@@ -94,7 +94,7 @@ class TestAnnouncer:
         announcer = Announcer(valkey.url)
         announcer.limits({ORG: 5})
         valkey.kill()
-        with pytest.raises(NotAnnounced, match="did not take it"):
+        with pytest.raises(NotWritten, match="did not take it"):
             announcer.limits({ORG: 6})
         valkey.start()
         announcer.limits({ORG: 7})
@@ -104,7 +104,7 @@ class TestAnnouncer:
     def test_a_wrong_password_is_said_and_not_shown(self, tmp_path: Path) -> None:
         with valkey_side.valkey(tmp_path / "locked", "--requirepass", "open-sesame") as server:
             announcer = Announcer(f"redis://:hush@127.0.0.1:{server.port}/0")
-            with pytest.raises(NotAnnounced, match="IBEX_REDIS_URL") as caught:
+            with pytest.raises(NotWritten, match="IBEX_REDIS_URL") as caught:
                 announcer.limits({ORG: 5})
             assert "hush" not in str(caught.value)
             announcer.close()
