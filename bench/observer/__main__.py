@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from bench.children import PartsError
+from bench.load_process import LoadError, LoadProcess
 from bench.observer import recording, report, summary
 from bench.observer.measure import measure_envoy, measure_reader, watch_memory
-from bench.observer.parts import Parts, PartsError, Server, counters
+from bench.observer.parts import Parts, Server, counters
 from bench.observer.plan import FULL, QUICK, Plan
 from bench.observer.replay import Result
 from bench.observer.slices import EnvoySlice, MemorySample, ReaderSlice
 from bench.observer.transcript import Answer, chunks
-from bench.observer.worker import Worker, WorkerError
 from extproc.cli import GRPC_EXPERIMENTS
 
 _T = TypeVar("_T")
@@ -49,7 +50,7 @@ def main() -> int:
         try:
             known = report.conditions(plan)
             asyncio.run(asyncio.wait_for(_measure_all(parts, plan, options.only, found), plan.limit_s))
-        except (PartsError, WorkerError, TimeoutError) as error:
+        except (PartsError, LoadError, TimeoutError) as error:
             print(f"bench.observer: {str(error) or 'the run took too long'}", file=sys.stderr)
             return 1
         finally:
@@ -134,7 +135,7 @@ async def _compare_envoys(
         (summary.OFF_AGAIN, off, None),
         (summary.ON, parts.start_envoy("envoy-observer", filter_, provider, observer), observer),
     ]
-    async with Worker("bench.observer.viewer") as worker:
+    async with LoadProcess("bench.observer.viewer") as worker:
         for number in range(plan.envoy_rounds):
             _say(f"through Envoy, round {number + 1} of {plan.envoy_rounds}")
             for clients in plan.clients:
@@ -144,8 +145,8 @@ async def _compare_envoys(
                     )
 
 
-def _replay() -> Worker:
-    return Worker("bench.observer.replay", {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS})
+def _replay() -> LoadProcess:
+    return LoadProcess("bench.observer.replay", {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS})
 
 
 def _rotated(given: list[_T], by: int) -> list[_T]:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 
+from bench.load_process import LoadError, LoadProcess
 from bench.observer import replay, viewer
 from bench.observer.parts import Server
 from bench.observer.plan import Cell, Plan
 from bench.observer.slices import EnvoySlice, MemorySample, ReaderSlice
 from bench.observer.summary import quantile
 from bench.observer.transcript import Answer
-from bench.observer.worker import Worker, WorkerError
 
 __all__ = ["measure_envoy", "measure_reader", "watch_memory"]
 
@@ -33,9 +33,9 @@ _STREAMS = 200
 
 
 async def measure_reader(
-    worker: Worker, server: Server, cell: Cell, file: Path, seconds: float, number: int
+    worker: LoadProcess, server: Server, cell: Cell, file: Path, seconds: float, number: int
 ) -> ReaderSlice:
-    """Raises WorkerError."""
+    """Raises LoadError."""
     order = replay.Order(server.port, str(file), cell.streams, seconds, cell.interval_ms, cell.chunks_per_stream)
     limit_s = seconds + replay.GRACE_S + 20.0
     worker.tell(json.dumps(asdict(order)))
@@ -62,7 +62,7 @@ async def measure_reader(
 
 
 async def measure_envoy(
-    worker: Worker,
+    worker: LoadProcess,
     gateway: Server,
     observer: Server | None,
     name: str,
@@ -70,7 +70,7 @@ async def measure_envoy(
     answer: Answer,
     number: int,
 ) -> EnvoySlice:
-    """Raises WorkerError."""
+    """Raises LoadError."""
     order = viewer.Order(gateway.port, answer.to_header(), *clients)
     limit_s = order.seconds + 2 * (answer.chunks * answer.pause_ms / 1e3 + viewer.GRACE_S) + 10.0
     worker.tell(json.dumps(asdict(order)))
@@ -101,9 +101,9 @@ async def measure_envoy(
 
 
 async def watch_memory(
-    worker: Worker, server: Server, file: Path, plan: Plan
+    worker: LoadProcess, server: Server, file: Path, plan: Plan
 ) -> tuple[list[MemorySample], replay.Result]:
-    """Resident memory each second while short streams go through, 200 at a time. Raises WorkerError."""
+    """Resident memory each second while short streams go through, 200 at a time. Raises LoadError."""
     order = replay.Order(
         server.port, str(file), _STREAMS, plan.memory_limit_s, None, _SHORT_STREAM_CHUNKS, plan.memory_streams
     )
@@ -116,7 +116,7 @@ async def watch_memory(
     while (line := await worker.hear(30.0)).startswith("done "):
         samples.append(MemorySample(int(line.removeprefix("done ")), process.memory_info().rss))
         if time.monotonic() > deadline:
-            raise WorkerError(f"{samples[-1].streams} streams took more than {plan.memory_limit_s:.0f} s")
+            raise LoadError(f"{samples[-1].streams} streams took more than {plan.memory_limit_s:.0f} s")
     result = replay.Result(**json.loads(line))
     samples.append(MemorySample(result.streams, process.memory_info().rss))
     worker.tell("close")

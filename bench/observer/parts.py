@@ -8,17 +8,13 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.children import ENVOY_THREADS, STOP_LIMIT_S, PartsError, accepts, fetch, wait
 from bench.observer.recording import Recording, load
 from bench.observer.transcript import ANSWER_HEADER, Answer, chunks, question
 from extproc import names
@@ -27,26 +23,16 @@ from extproc.stack import envoy
 from extproc.stack.child import Child
 from extproc.stack.envoy import Address
 
-__all__ = ["ENVOY_THREADS", "Parts", "PartsError", "Server", "counters", "envoy_version"]
+__all__ = ["Parts", "Server", "counters", "envoy_version"]
 
-ENVOY_THREADS = 2
-"""As `extproc up` starts it."""
 ORG_ID = "0b6f3c52-6f0e-4a57-9a52-0f3f0c2f7a01"
 AGENT_ID = "5d1f7a34-93a8-4a0d-8a3e-6d9f4f1b2c02"
 USER_ID = "bench-user"
 
-_READY_LIMIT_S = 30.0
-_STOP_LIMIT_S = 8.0
 _ENVOY_STARTS = 3
 """A port that was free may be some connection's before Envoy takes it."""
 _RECORDINGS = 3
 """How often an answer is asked for until its chunks came one by one, at most."""
-
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-class PartsError(Exception):
-    """A process did not start or did not do its work; the message says which, with its last words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +53,13 @@ class Parts:
 
     def stop(self) -> None:
         for child in reversed(self.children):
-            child.stop(_STOP_LIMIT_S)
+            child.stop(STOP_LIMIT_S)
 
     def start_reader(self, kind: str) -> Server:
         """`bare`, `observer` (without outbox) or `recorder`. Raises PartsError, as all of these do."""
         port = envoy.free_port()
         child = self._module(f"reader-{kind}", "bench.observer.reader", kind, _local(port), str(self.directory))
-        _wait(child, lambda: _accepts(port))
+        wait(child, lambda: accepts(port))
         return Server(kind, port, child.process.pid)
 
     def start_observer(self, name: str) -> Server:
@@ -84,7 +70,7 @@ class Parts:
         place.mkdir()
         command = ["observer", "--listen", _local(port), "--admin", _local(admin)]
         child = self._module(name, "extproc", *command, settings=settings)
-        _wait(child, lambda: _get(f"http://{_local(admin)}/ready") is not None)
+        wait(child, lambda: fetch(f"http://{_local(admin)}/ready") is not None)
         return Server(name, port, child.process.pid, admin)
 
     def start_filter(self) -> Server:
@@ -94,16 +80,16 @@ class Parts:
         settings = {"IBEX_DATA": str(self.directory / "memories")}
         command = ["engine", "--listen", engine, "--admin", engine_admin]
         child = self._module("engine", "extproc", *command, settings=settings)
-        _wait(child, lambda: _get(f"http://{engine_admin}/ready") is not None)
+        wait(child, lambda: fetch(f"http://{engine_admin}/ready") is not None)
         command = ["filter", "--listen", filter_, "--admin", filter_admin, "--engine", engine]
         child = self._module("filter", "extproc", *command, settings=settings)
-        _wait(child, lambda: _get(f"http://{filter_admin}/ready") is not None)
+        wait(child, lambda: fetch(f"http://{filter_admin}/ready") is not None)
         return Server("filter", ports[2], child.process.pid)
 
     def start_provider(self) -> Server:
         port = envoy.free_port()
         child = self._module("provider", "bench.observer.provider", _local(port))
-        _wait(child, lambda: _accepts(port))
+        wait(child, lambda: accepts(port))
         return Server("provider", port, child.process.pid)
 
     def start_envoy(self, name: str, filter_: Server, provider: Server, observer: Server | None) -> Server:
@@ -114,7 +100,7 @@ class Parts:
                 return self._start_envoy(name, filter_, provider, observer)
             except PartsError:
                 while len(self.children) > before:
-                    self.children.pop().stop(_STOP_LIMIT_S)
+                    self.children.pop().stop(STOP_LIMIT_S)
         return self._start_envoy(name, filter_, provider, observer)
 
     def _start_envoy(self, name: str, filter_: Server, provider: Server, observer: Server | None) -> Server:
@@ -134,11 +120,11 @@ class Parts:
             raise PartsError(str(error)) from error
         child = Child(name, running.process, running.log_file)
         self.children.append(child)
-        _wait(child, lambda: _get(f"http://{plan.admin}/ready") is not None)
+        wait(child, lambda: fetch(f"http://{plan.admin}/ready") is not None)
         clusters = [envoy.FILTER_CLUSTER] + ([envoy.OBSERVER_CLUSTER] if observer is not None else [])
         for cluster in clusters:
             stat = f"cluster.{cluster}.membership_healthy"
-            _wait(child, lambda stat=stat: _stat(plan.admin, stat) > 0)  # type: ignore[misc]  # a default is a value
+            wait(child, lambda stat=stat: _stat(plan.admin, stat) > 0)  # type: ignore[misc]  # a default is a value
         return Server(name, plan.listen.port, child.process.pid, plan.admin.port)
 
     def record(self, gateway: Server, answers: list[Answer]) -> dict[Answer, Recording]:
@@ -158,7 +144,7 @@ class Parts:
 
     def _await_file(self, name: str) -> Path:
         file = self.directory / name
-        _wait(self.children[-1], file.exists)
+        wait(self.children[-1], file.exists)
         return file
 
     def _module(self, name: str, module: str, *arguments: str, settings: dict[str, str] | None = None) -> Child:
@@ -193,7 +179,7 @@ def _without_gate(config: envoy.Node) -> envoy.Node:
 
 def counters(observer: Server) -> dict[str, int]:
     """`ibex_observer_*` of the real observer: streams by end, and those without a turn by reason, where not 0."""
-    text = (_get(f"http://{_local(observer.admin)}/metrics") or b"").decode()
+    text = (fetch(f"http://{_local(observer.admin)}/metrics") or b"").decode()
     found = re.findall(r'^ibex_observer_(?:streams|unrecorded)_total\{\w+="(\w+)"\} (\S+)$', text, re.MULTILINE)
     return {name: round(float(value)) for name, value in found if float(value)}
 
@@ -241,36 +227,8 @@ def _ask(port: int, answer: Answer) -> None:
 
 
 def _stat(admin: Address, name: str) -> int:
-    text = (_get(f"http://{admin}/stats?filter=^{name}$") or b"").decode()
+    text = (fetch(f"http://{admin}/stats?filter=^{name}$") or b"").decode()
     return int(text.rpartition(": ")[2] or 0) if name in text else 0
-
-
-def _wait(child: Child, is_ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _READY_LIMIT_S
-    while not is_ready():
-        if child.has_ended():
-            raise PartsError(f"{child.name} ended with code {child.process.returncode}:\n{child.log_end()}")
-        if time.monotonic() > deadline:
-            raise PartsError(f"{child.name} did not answer within {_READY_LIMIT_S:.0f} s:\n{child.log_end()}")
-        time.sleep(0.05)
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
-
-
-def _get(url: str) -> bytes | None:
-    """The body of a 200; None for anything else."""
-    try:
-        with _direct.open(url, timeout=2.5) as response:
-            body: bytes = response.read()
-            return body
-    except (urllib.error.URLError, OSError):
-        return None
 
 
 def _local(port: int) -> str:

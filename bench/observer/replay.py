@@ -24,8 +24,8 @@ import grpc
 import grpc.aio
 import uvloop
 
+from bench.load_process import lines_of_standard_input, say
 from bench.observer.recording import Recording, load
-from bench.observer.worker import lines_of_standard_input, say
 from extproc.filter.service import SERVICE_NAME
 
 __all__ = ["GRACE_S", "Order", "Result", "main"]

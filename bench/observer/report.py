@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from bench.observer.parts import ENVOY_THREADS, envoy_version
+from bench.children import ENVOY_THREADS
+from bench.observer.parts import envoy_version
 from bench.observer.plan import QUICK, Plan
 from bench.observer.slices import EnvoySlice, MemorySample, ReaderSlice
 from bench.observer.summary import OFF, Aim, Difference, MemoryGrowth, ReaderRow, Spread

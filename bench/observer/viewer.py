@@ -18,8 +18,8 @@ from typing import cast
 import uvloop
 from typing_extensions import override
 
+from bench.load_process import lines_of_standard_input, say
 from bench.observer.transcript import ANSWER_HEADER, Answer, question
-from bench.observer.worker import lines_of_standard_input, say
 
 __all__ = ["GRACE_S", "Order", "Result", "dechunk", "main"]
 

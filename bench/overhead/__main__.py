@@ -10,11 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.children import PartsError
+from bench.load_process import LoadError, LoadProcess
 from bench.overhead import report, summary
 from bench.overhead.load import Order
-from bench.overhead.measure import LoadError, LoadGenerator, measure
+from bench.overhead.measure import load_generator, measure
 from bench.overhead.plan import FULL, QUICK, Cell, Plan
-from bench.overhead.setups import TITLES, Parts, PartsError, SetUp, start
+from bench.overhead.setups import TITLES, Parts, SetUp, start
 from bench.overhead.slice import Slice
 
 _SATURATED_BODY = "2 KB"
@@ -62,7 +64,7 @@ def _options() -> argparse.Namespace:
 
 async def _measure_all(plan: Plan, set_ups: list[SetUp]) -> tuple[list[Slice], float, list[Slice]]:
     """The closed loop's slices, the rate of the open loop, and its slices (none without C)."""
-    async with LoadGenerator() as load:
+    async with load_generator() as load:
         _check(await _slices(load, set_ups, _WARM_UP, plan.slice_s, None, 0))
         closed: list[Slice] = []
         for number in range(plan.rounds):
@@ -94,7 +96,7 @@ def _rotated(set_ups: list[SetUp], by: int) -> list[SetUp]:
 
 
 async def _slices(
-    load: LoadGenerator, set_ups: list[SetUp], cell: Cell, seconds: float, rate: float | None, number: int
+    load: LoadProcess, set_ups: list[SetUp], cell: Cell, seconds: float, rate: float | None, number: int
 ) -> list[Slice]:
     """The same slice of each set-up, one after the other."""
     orders = [Order(each.port, cell.body, cell.connections, seconds, rate, cell.max_requests) for each in set_ups]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-from bench.overhead.payload import AGENT_ID, ORG_ID
+from bench.overhead.payload import AGENT_ID, ORG_ID, USER_ID
 from extproc import names
 from extproc.stack import envoy
 
@@ -71,7 +71,8 @@ def _virtual_host() -> Node:
 
 
 def _identity() -> Node:
-    metadata = {"metadata_namespace": names.GATE_METADATA, "value": {"org_id": ORG_ID, "agent_id": AGENT_ID}}
+    found = {"org_id": ORG_ID, "agent_id": AGENT_ID, "user_id": USER_ID}
+    metadata = {"metadata_namespace": names.GATE_METADATA, "value": found}
     return {"name": "identity", "typed_config": {"@type": _HTTP + "set_metadata.v3.Config", "metadata": [metadata]}}
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from typing import cast
 import uvloop
 from typing_extensions import override
 
+from bench.load_process import lines_of_standard_input, say
 from bench.overhead.payload import BODY_SIZES, http_requests
 
 __all__ = ["Order", "Result", "main"]
@@ -237,30 +237,19 @@ class _Slice:
 async def _serve() -> None:
     """Orders until standard input ends."""
     bodies = {name: http_requests(size) for name, size in BODY_SIZES.items()}
-    lines = await _lines_of_standard_input()
+    lines = await lines_of_standard_input()
     while line := await lines.readline():
         order = Order(**json.loads(line))
         work = _Slice(order, bodies[order.body])
         try:
             await work.connect()
-            _say("ready")
+            say("ready")
             if not await lines.readline():
                 return
             result = await work.run()
         finally:
             work.close()
-        _say(json.dumps(asdict(result)))
-
-
-async def _lines_of_standard_input() -> asyncio.StreamReader:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    return reader
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+        say(json.dumps(asdict(result)))
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from bench.children import ENVOY_THREADS
 from bench.overhead.plan import QUICK, SKIPPED, Plan
-from bench.overhead.setups import ENVOY_THREADS, ROLES, TITLES
+from bench.overhead.setups import ROLES, TITLES
 from bench.overhead.slice import Slice
 from bench.overhead.summary import Aim, Comparison, Row
 from extproc.stack import envoy

@@ -6,11 +6,7 @@ All processes are children that end with this one, also when it is killed; `stop
 from __future__ import annotations
 
 import os
-import socket
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +14,7 @@ from pathlib import Path
 
 import uuid_utils
 
+from bench.children import ENVOY_THREADS, STOP_LIMIT_S, PartsError, accepts, fetch, wait
 from bench.overhead import envoy_config
 from bench.overhead.payload import AGENT_ID, MEMORIES, ORG_ID, USER_ID
 from extproc.memory.model import Namespace, new_memory
@@ -26,20 +23,11 @@ from extproc.settings import StoreSettings, load
 from extproc.stack import envoy
 from extproc.stack.child import Child
 
-__all__ = ["ENVOY_THREADS", "ROLES", "TITLES", "Parts", "PartsError", "SetUp", "start"]
+__all__ = ["ROLES", "TITLES", "Parts", "SetUp", "start"]
 
 TITLES = {"A": "Envoy alone", "B": "bare grpc.aio processor", "C": "this filter"}
 ROLES = ("envoy", "processor", "engine", "receiver")
 """What a set-up may consist of; `processor` is the echo processor in B and the filter in C."""
-
-ENVOY_THREADS = 2
-"""As `extproc up` starts it."""
-_READY_LIMIT_S = 30.0
-_STOP_LIMIT_S = 8.0
-
-
-class PartsError(Exception):
-    """A process did not start; the message holds its last words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +48,7 @@ class Parts:
 
     def stop(self) -> None:
         for child in reversed(self.children):
-            child.stop(_STOP_LIMIT_S)
+            child.stop(STOP_LIMIT_S)
 
     def spans_received(self) -> int | None:
         """What the OTLP receiver counted; known once it was stopped, None where there is none."""
@@ -108,10 +96,10 @@ def _start_c(parts: Parts, upstream: int) -> SetUp:
     settings = {"IBEX_DATA": str(data), "IBEX_OTLP_ENDPOINT": f"http://{_address(receiver_port)}"}
     at = ["--listen", _address(engine_port), "--admin", _address(engine_admin)]
     engine = _start_module(parts, "C-engine", "extproc", "engine", *at, settings=settings)
-    _wait(engine, lambda: _answers(f"http://{_address(engine_admin)}/ready"))
+    wait(engine, lambda: fetch(f"http://{_address(engine_admin)}/ready") is not None)
     at = ["--listen", _address(filter_port), "--admin", _address(filter_admin), "--engine", _address(engine_port)]
     filter_ = _start_module(parts, "C-filter", "extproc", "filter", *at, settings=settings)
-    _wait(filter_, lambda: _answers(f"http://{_address(filter_admin)}/ready"))
+    wait(filter_, lambda: fetch(f"http://{_address(filter_admin)}/ready") is not None)
     roles = {"processor": filter_, "engine": engine, "receiver": receiver}
     return _start_envoy(parts, "C", upstream, filter_port, roles)
 
@@ -135,7 +123,7 @@ def _start_envoy(parts: Parts, key: str, upstream: int, processor_port: int | No
     command = [str(binary), "--config-path", str(file), "--disable-hot-restart"]
     command += ["--concurrency", str(ENVOY_THREADS), "--log-level", "error"]
     child = _start_child(parts, f"{key}-envoy", command, {})
-    _wait(child, lambda: _answers(f"http://{_address(admin)}/ready"))
+    wait(child, lambda: fetch(f"http://{_address(admin)}/ready") is not None)
     return SetUp(key, port, {"envoy": child.process.pid} | {role: part.process.pid for role, part in roles.items()})
 
 
@@ -157,33 +145,7 @@ def _start_child(parts: Parts, name: str, command: list[str], settings: dict[str
 
 
 def _wait_for_port(child: Child, port: int) -> None:
-    _wait(child, lambda: _accepts(port))
-
-
-def _wait(child: Child, is_ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _READY_LIMIT_S
-    while not is_ready():
-        if child.has_ended():
-            raise PartsError(f"{child.name} ended with code {child.process.returncode}:\n{child.log_end()}")
-        if time.monotonic() > deadline:
-            raise PartsError(f"{child.name} did not answer within {_READY_LIMIT_S:.0f} s:\n{child.log_end()}")
-        time.sleep(0.05)
-
-
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2.5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    wait(child, lambda: accepts(port))
 
 
 def _address(port: int) -> str:

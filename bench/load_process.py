@@ -10,16 +10,16 @@ from typing import Self
 
 from extproc.stack.child import die_with_parent
 
-__all__ = ["Worker", "WorkerError", "lines_of_standard_input", "say"]
+__all__ = ["LoadError", "LoadProcess", "lines_of_standard_input", "say"]
 
 _LINE_LIMIT_BYTES = 32 * 1024 * 1024
 
 
-class WorkerError(Exception):
+class LoadError(Exception):
     """A load process did not answer in time, said something else, or ended."""
 
 
-class Worker:
+class LoadProcess:
     """The parent's side. Use it as an asynchronous context; at its end the process is killed."""
 
     def __init__(self, module: str, environment: dict[str, str] | None = None) -> None:
@@ -56,20 +56,20 @@ class Worker:
         self._process.stdin.write(line.encode() + b"\n")
 
     async def hear(self, limit_s: float) -> str:
-        """The next line. Raises WorkerError."""
+        """The next line. Raises LoadError."""
         assert self._process is not None and self._process.stdout is not None, "used outside its context"  # noqa: PT018
         try:
             line = await asyncio.wait_for(self._process.stdout.readline(), limit_s)
         except TimeoutError:
-            raise WorkerError(f"{self._module} did not answer within {limit_s:.0f} s") from None
+            raise LoadError(f"{self._module} did not answer within {limit_s:.0f} s") from None
         if not line:
-            raise WorkerError(f"{self._module} ended")
+            raise LoadError(f"{self._module} ended")
         return line.decode().strip()
 
     async def expect(self, word: str, limit_s: float) -> None:
-        """Raises WorkerError when the next line is another."""
+        """Raises LoadError when the next line is another."""
         if (line := await self.hear(limit_s)) != word:
-            raise WorkerError(f"{self._module} said {line[:200]!r} where {word!r} was expected")
+            raise LoadError(f"{self._module} said {line[:200]!r} where {word!r} was expected")
 
 
 async def lines_of_standard_input() -> asyncio.StreamReader:
