@@ -62,6 +62,12 @@ def test_a_body_of_so_many_objects_that_its_decoding_would_hold_others_up_is_ref
         chat_format.read_request(most.replace(b"[{},", b"[{},{},"), path, ReadLimits())
 
 
+def test_a_long_text_of_json_is_no_body_of_many_objects() -> None:
+    log = '{"level": "info"}\n' * 60_000 + '{\n "level": "info"}\n' * 60_000
+    body = json.dumps({"messages": [{"role": "user", "content": log}]}).encode()
+    assert openai_chat.read_request(body, "/v1/chat/completions", ReadLimits()).query
+
+
 @pytest.mark.parametrize("count", [2, 81])
 def test_all_messages_together_have_no_more_parts_than_one_may_have(count: int) -> None:
     many = ",".join(["{}"] * 10_001)
