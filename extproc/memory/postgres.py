@@ -165,6 +165,7 @@ class PostgresMemoryStore:
             "model": self._indexer.version if self._indexer is not None else "",
         }
         settings = {
+            "transaction_read_only": "on",
             "app.current_org_id": namespace.org_id,
             "search_path": self._vector_schema,
             "statement_timeout": str(int(CANDIDATES_LIMIT_S * 1000)),
@@ -173,11 +174,12 @@ class PostgresMemoryStore:
             "hnsw.max_scan_tuples": str(MOST_LOOKED_AT),
         }
         made = ", ".join(f"set_config('{name}', %({place})s, true)" for place, name in enumerate(settings))
-        with _readable(), self._database.driver(CANDIDATES_LIMIT_S) as driver, driver.pipeline():
-            # One round trip: the transaction's settings, its question and its end are sent together.
-            driver.execute(f"SELECT {made}", {str(place): value for place, value in enumerate(settings.values())})
-            cursor = driver.execute(query, values, binary=True)
-            driver.commit()
+        with _readable(), self._database.driver(CANDIDATES_LIMIT_S) as driver:
+            # One round trip: a pipeline's end ends its transaction too. COMMIT would be answered before the pipeline's
+            # own end is sent, which then waits for the server once more.
+            with driver.pipeline():
+                driver.execute(f"SELECT {made}", {str(place): value for place, value in enumerate(settings.values())})
+                cursor = driver.execute(query, values, binary=True)
             rows = cursor.fetchall()
         return [_from_driver(row) for row in rows]
 

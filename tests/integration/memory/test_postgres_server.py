@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from extproc.memory.database import Database, migrate, open_engine
 from extproc.memory.migrations import config
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.postgres import PostgresMemoryStore, _candidates
+from extproc.memory.rows import Rows
 from extproc.memory.store import StoreAway, StoreError, Version, open_store
 from extproc.settings import StoreSettings, load
 from tests.integration.turns import postgres_side
@@ -129,6 +131,33 @@ class TestCandidates:
         store.add(make("about dogs"))
         store._indexer = StubIndexer("stub-2")
         assert store.candidates(agent, [], StubIndexer().vector("about dogs")) == []
+
+    def test_the_server_is_asked_in_one_round_trip_which_ends_the_transaction(
+        self, store: PostgresMemoryStore, make: MakeMemory, agent: Namespace, tmp_path: Path
+    ) -> None:
+        store.add(make("about dogs"))
+        messages = tmp_path / "messages"
+        with messages.open("w") as file:
+            with store._database.driver(1.0) as driver:
+                driver.pgconn.trace(file.fileno())
+            assert len(store.candidates(agent, ["dogs"], None)) == 1
+            with store._database.driver(1.0) as same:
+                same.pgconn.untrace()
+        assert same is driver
+        (ended,) = [line for line in messages.read_text().splitlines() if "ReadyForQuery" in line]
+        assert ended.endswith("I")  # idle: not in a transaction
+
+    def test_the_connection_of_a_search_has_transactions_again(
+        self, store: PostgresMemoryStore, agent: Namespace, make: MakeMemory
+    ) -> None:
+        def fail_half_way(rows: Rows) -> None:
+            rows.add_many([make("tea")])
+            raise LookupError
+
+        assert store.candidates(agent, ["tea"], None) == []
+        with pytest.raises(LookupError):
+            store.transact(agent.org_id, fail_half_way)
+        assert store.page(agent) == []
 
     def test_each_part_uses_its_index_in_one_partition(
         self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
