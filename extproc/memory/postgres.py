@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import UTC
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import JSON, String, Text, func, select, text
@@ -232,17 +232,22 @@ class PostgresMemoryStore:
         self._prepare(indexer.dimension)
 
     def refresh_statistics(self, org_id: str) -> None:
-        """Of the organisation's partitions. To a role that does not own them the server gives a warning, no error."""
+        """Of the organisation's partitions. Terms are then found in their index alone, which needs the server's note of
+        the pages whose rows everybody sees. To a role that does not own them it gives a warning, no error."""
 
-        def refresh(connection: Connection) -> None:
+        def refresh(connection: Connection, table: str) -> str | None:
             act_for(connection, org_id)
-            for table in ("memories", "memory_terms"):
-                which = f"SELECT tableoid::regclass::text FROM ibex_core.{table} WHERE org_id = CAST(:org_id AS uuid)"  # noqa: S608
-                partition = connection.execute(text(f"{which} LIMIT 1"), {"org_id": org_id}).scalar()
-                if partition is not None:
-                    connection.execute(text(f"ANALYZE {partition}"))
+            which = f"SELECT tableoid::regclass::text FROM ibex_core.{table} WHERE org_id = CAST(:org_id AS uuid)"  # noqa: S608
+            partition: str | None = connection.execute(text(f"{which} LIMIT 1"), {"org_id": org_id}).scalar()
+            if partition is not None:
+                connection.execute(text(f"ANALYZE {partition}"))
+            return partition
 
-        self._database.run(refresh, BULK_LIMIT_S)
+        self._database.run(partial(refresh, table="memories"), BULK_LIMIT_S)
+        its_terms = self._database.run(partial(refresh, table="memory_terms"), BULK_LIMIT_S)
+        if its_terms is not None:
+            with self._database.driver(BULK_LIMIT_S) as driver:
+                driver.execute(f"VACUUM (INDEX_CLEANUP off, TRUNCATE off, SKIP_LOCKED) {its_terms}")
 
     def organisations(self) -> list[str]:
         def look(connection: Connection) -> list[str]:

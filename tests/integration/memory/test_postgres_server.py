@@ -193,6 +193,23 @@ class TestCandidates:
                 (known_rows,) = connection.execute(counted.format(table)).fetchall()
                 assert known_rows[0] >= 300
 
+    def test_after_a_large_write_terms_are_found_in_their_index_alone(
+        self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
+    ) -> None:
+        store.add_many([make(f"fact {n}") for n in range(300)])
+        seen_by_all = (
+            "SELECT relallvisible = relpages FROM pg_class"
+            " WHERE oid = (SELECT tableoid FROM ibex_core.memory_terms LIMIT 1)"
+        )
+
+        def are_noted() -> bool:  # once nobody has a transaction of before
+            store.refresh_statistics(agent.org_id)
+            with shared.connect() as connection:
+                connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
+                return connection.execute(seen_by_all).fetchone() == (True,)
+
+        wait_until(are_noted)
+
 
 class TestOtherEngines:
     def test_each_sees_what_the_other_wrote_and_forgot(
