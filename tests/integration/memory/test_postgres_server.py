@@ -163,7 +163,14 @@ class TestCandidates:
         self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
     ) -> None:
         store.add_many([make(f"fact {n}", session_id="s", turn_index=n) for n in range(3)])
-        values = {"org": agent.org_id, "agent": agent.agent_id, "user": None, "terms": [1, 2], "limit": 64}
+        values = {
+            "org": agent.org_id,
+            "agent": agent.agent_id,
+            "user": None,
+            "terms": [1, 2],
+            "counted": 9,
+            "limit": 64,
+        }
         vector = "[" + ",".join(["0.0625"] * 256) + "]"
         with shared.connect() as connection:
             connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
@@ -197,16 +204,17 @@ class TestCandidates:
         self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
     ) -> None:
         store.add_many([make(f"fact {n}") for n in range(300)])
-        seen_by_all = (
-            "SELECT relallvisible = relpages FROM pg_class"
-            " WHERE oid = (SELECT tableoid FROM ibex_core.memory_terms LIMIT 1)"
-        )
+        search = "EXPLAIN (ANALYZE, FORMAT JSON) SELECT memory_id FROM ibex_core.memory_terms WHERE org_id = %s"
 
-        def are_noted() -> bool:  # once nobody has a transaction of before
+        def are_noted() -> bool:  # once nobody has a transaction of before; a page may have others' forgotten rows
             store.refresh_statistics(agent.org_id)
             with shared.connect() as connection:
                 connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
-                return connection.execute(seen_by_all).fetchone() == (True,)
+                for method in ("enable_seqscan", "enable_bitmapscan"):
+                    connection.execute("SELECT set_config(%s, 'off', true)", (method,))
+                ((plan,),) = connection.execute(search, (agent.org_id,)).fetchall()
+            (scan,) = plan[0]["Plan"]["Plans"]
+            return bool(scan["Heap Fetches"] < scan["Actual Rows"] / 2)
 
         wait_until(are_noted)
 
