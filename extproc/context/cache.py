@@ -151,9 +151,17 @@ class _Way:
 
 
 class NamespaceCache:
-    def __init__(self, store: MemoryStore, indexer: Indexer, limit_bytes: int) -> None:
-        """`limit_bytes`: of all indexes together, approximately; what a request waits for is kept whatever its size."""
+    def __init__(
+        self,
+        store: MemoryStore,
+        indexer: Indexer,
+        limit_bytes: int,
+        on_held_back: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`limit_bytes`: of all indexes together, approximately; what a request waits for is kept whatever its size.
+        `on_held_back` is told of each load that is not begun because too many wait."""
         self._store = store
+        self._on_held_back = on_held_back
         self._indexer = indexer
         self._approximate_bytes = 0
         self._limit_bytes = limit_bytes
@@ -326,6 +334,7 @@ class NamespaceCache:
         """None: too many wait already."""
         task = self._updates.get(partition)
         if task is None and not self._has_room(partition.org_id):
+            self._on_held_back()
             return None
         self._needed.setdefault(partition, set()).update(namespace.partitions())
         if task is None:

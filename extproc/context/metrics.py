@@ -22,7 +22,7 @@ _BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0
 
 
 class EngineMetrics:
-    def __init__(self, registry: CollectorRegistry, cache: NamespaceCache) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "ibex_engine_requests",
             "Calls answered, by gRPC method and status code",
@@ -52,11 +52,16 @@ class EngineMetrics:
             "Retrievals that could not be written to the store",
             registry=registry,
         )
-        Gauge("ibex_engine_cache_bytes", "Approximate size of the namespaces held", registry=registry).set_function(
-            lambda: cache.approximate_bytes
+        self.loads_held_back = Counter(
+            "ibex_engine_loads_held_back",
+            "Partitions of namespaces that were asked for and not loaded: too many waited already",
+            registry=registry,
         )
-        Gauge("ibex_engine_cache_partitions", "Partitions of namespaces held", registry=registry).set_function(
-            lambda: len(cache)
+        self._cache_bytes = Gauge(
+            "ibex_engine_cache_bytes", "Approximate size of the namespaces held", registry=registry
+        )
+        self._cache_partitions = Gauge(
+            "ibex_engine_cache_partitions", "Partitions of namespaces held", registry=registry
         )
         self._inside = Gauge("ibex_engine_requests_inside", "Requests that wait or are worked on", registry=registry)
 
@@ -66,6 +71,8 @@ class EngineMetrics:
             registry=registry,
         )
 
-    def watch(self, admission: Admission, store: MemoryStore) -> None:
+    def watch(self, cache: NamespaceCache, admission: Admission, store: MemoryStore) -> None:
+        self._cache_bytes.set_function(lambda: cache.approximate_bytes)
+        self._cache_partitions.set_function(lambda: len(cache))
         self._inside.set_function(lambda: admission.inside)
         self._away.set_function(store.away_s)

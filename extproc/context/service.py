@@ -101,10 +101,12 @@ class ContextService(context_pb2_grpc.ContextAssemblyServiceServicer):
         self._wall_s = settings.retrieval_wall_ms / 1000
         self._serve_away_s = settings.store_away_s
         self._indexer = indexer
-        self._cache = NamespaceCache(store, indexer, settings.namespace_cache_bytes)
-        self._metrics = EngineMetrics(registry, self._cache)
+        self._metrics = EngineMetrics(registry)
+        self._cache = NamespaceCache(
+            store, indexer, settings.namespace_cache_bytes, on_held_back=self._metrics.loads_held_back.inc
+        )
         self._engine = Engine(self._cache, indexer, settings, on_foreign=self._metrics.foreign.inc)
-        self._metrics.watch(self._engine.admission, store)
+        self._metrics.watch(self._cache, self._engine.admission, store)
         self._retrievals = RetrievalCounts(store, self._cache, on_lost=self._metrics.lost_retrievals.inc)
 
     async def start(self) -> None:

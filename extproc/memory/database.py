@@ -156,19 +156,20 @@ class Database:
 
     @contextmanager
     def driver(self, limit_s: float) -> Iterator[Any]:
-        """PostgreSQL: the driver's own connection, outside a transaction, for what SQLAlchemy cannot say. It is put
-        back without one, and thrown away after an error. Raises StoreError."""
+        """PostgreSQL: the driver's own connection, for what SQLAlchemy cannot say. Each statement or pipeline is a
+        transaction without a word more. Thrown away after an error. Raises StoreError."""
         try:
             pooled = self._opened().raw_connection()
         except SQLAlchemyError as error:
             raise _store_error(error) from None
         driver: Any = pooled.driver_connection
         driver.answer_limit_s = limit_s + _ANSWER_MARGIN_S
-        driver.read_only = True
         try:
             with driver_errors():
+                driver.autocommit = True
                 yield driver
-        except StoreError:
+                driver.autocommit = False
+        except BaseException:
             pooled.invalidate()
             raise
         finally:

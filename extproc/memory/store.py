@@ -195,7 +195,7 @@ class MemoryStore(Protocol):
         ...
 
     def refresh_statistics(self, org_id: str) -> None:
-        """After a large write: what a database finds out by itself within minutes, and plans badly before. Raises
+        """After a large write: what a database finds out by itself within minutes, and is slow without. Raises
         StoreError.
         """
         ...

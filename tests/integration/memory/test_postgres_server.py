@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from extproc.memory.database import Database, migrate, open_engine
 from extproc.memory.migrations import config
 from extproc.memory.model import Memory, Namespace
 from extproc.memory.postgres import PostgresMemoryStore, _candidates
+from extproc.memory.rows import Rows
 from extproc.memory.store import StoreAway, StoreError, Version, open_store
 from extproc.settings import StoreSettings, load
 from tests.integration.turns import postgres_side
@@ -130,11 +132,45 @@ class TestCandidates:
         store._indexer = StubIndexer("stub-2")
         assert store.candidates(agent, [], StubIndexer().vector("about dogs")) == []
 
+    def test_the_server_is_asked_in_one_round_trip_which_ends_the_transaction(
+        self, store: PostgresMemoryStore, make: MakeMemory, agent: Namespace, tmp_path: Path
+    ) -> None:
+        store.add(make("about dogs"))
+        messages = tmp_path / "messages"
+        with messages.open("w") as file:
+            with store._database.driver(1.0) as driver:
+                driver.pgconn.trace(file.fileno())
+            assert len(store.candidates(agent, ["dogs"], None)) == 1
+            with store._database.driver(1.0) as same:
+                same.pgconn.untrace()
+        assert same is driver
+        (ended,) = [line for line in messages.read_text().splitlines() if "ReadyForQuery" in line]
+        assert ended.endswith("I")  # idle: not in a transaction
+
+    def test_the_connection_of_a_search_has_transactions_again(
+        self, store: PostgresMemoryStore, agent: Namespace, make: MakeMemory
+    ) -> None:
+        def fail_half_way(rows: Rows) -> None:
+            rows.add_many([make("tea")])
+            raise LookupError
+
+        assert store.candidates(agent, ["tea"], None) == []
+        with pytest.raises(LookupError):
+            store.transact(agent.org_id, fail_half_way)
+        assert store.page(agent) == []
+
     def test_each_part_uses_its_index_in_one_partition(
         self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
     ) -> None:
         store.add_many([make(f"fact {n}", session_id="s", turn_index=n) for n in range(3)])
-        values = {"org": agent.org_id, "agent": agent.agent_id, "user": None, "terms": [1, 2], "limit": 64}
+        values = {
+            "org": agent.org_id,
+            "agent": agent.agent_id,
+            "user": None,
+            "terms": [1, 2],
+            "counted": 9,
+            "limit": 64,
+        }
         vector = "[" + ",".join(["0.0625"] * 256) + "]"
         with shared.connect() as connection:
             connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
@@ -163,6 +199,24 @@ class TestCandidates:
             for table in ("memories", "memory_terms"):
                 (known_rows,) = connection.execute(counted.format(table)).fetchall()
                 assert known_rows[0] >= 300
+
+    def test_after_a_large_write_terms_are_found_in_their_index_alone(
+        self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
+    ) -> None:
+        store.add_many([make(f"fact {n}") for n in range(300)])
+        search = "EXPLAIN (ANALYZE, FORMAT JSON) SELECT memory_id FROM ibex_core.memory_terms WHERE org_id = %s"
+
+        def are_noted() -> bool:  # once nobody has a transaction of before; a page may have others' forgotten rows
+            store.refresh_statistics(agent.org_id)
+            with shared.connect() as connection:
+                connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
+                for method in ("enable_seqscan", "enable_bitmapscan"):
+                    connection.execute("SELECT set_config(%s, 'off', true)", (method,))
+                ((plan,),) = connection.execute(search, (agent.org_id,)).fetchall()
+            (scan,) = plan[0]["Plan"]["Plans"]
+            return bool(scan["Heap Fetches"] < scan["Actual Rows"] / 2)
+
+        wait_until(are_noted)
 
 
 class TestOtherEngines:

@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
+from extproc.context import cache as cache_module
 from extproc.context import service as service_module
 from extproc.context.service import SERVICE_NAME, ContextService
 from extproc.memory.features import Row, open_indexer
@@ -355,6 +356,17 @@ class TestTime:
             may_read.set()
             await asyncio.sleep(0.3)
             assert texts(await client.ask()) == ["The user's name is Ada."]
+
+    async def test_a_load_that_is_not_begun_because_too_many_wait_is_counted(
+        self, client: Client, store: FreeStore, make: MakeMemory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.add(make("The user's name is Ada."))
+        monkeypatch.setattr(cache_module, "MOST_LOADS", 0)
+        assert texts(await client.ask()) == ["The user's name is Ada."]  # of the candidates
+        assert client.metric("loads_held_back_total") == 1
+        monkeypatch.undo()
+        assert texts(await client.ask()) == ["The user's name is Ada."]
+        assert client.metric("loads_held_back_total") == 1
 
     async def test_the_callers_deadline_counts_when_it_is_sooner(
         self, store: FreeStore, agent: Namespace, make: MakeMemory
