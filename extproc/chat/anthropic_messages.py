@@ -11,7 +11,7 @@ from extproc.chat._answer import AnswerLimits, AnswerReader, Usage
 from extproc.chat._conversation import Turn, read_conversation
 from extproc.chat._draft import Draft
 from extproc.chat._hash import hash_turns
-from extproc.chat._json import ABSENT, decode, is_array, is_string, read_count
+from extproc.chat._json import ABSENT, decode_body, is_array, is_string, read_count
 from extproc.chat._loose import Counts, add, is_given, read_arguments, read_code, read_error, read_id, try_decode
 from extproc.chat._place import element_place, key_place, prefix_place
 from extproc.chat._reader import BodyReader
@@ -55,7 +55,7 @@ def recognise(method: str, path: str) -> bool:
 
 
 def read_request(body: bytes, path: str, limits: ReadLimits) -> ChatRequest:  # noqa: ARG001 - same for all formats
-    read = decode(_decoder, body)
+    read = decode_body(_decoder, body)
     system = _system_place(body, read.system)
     found = read_conversation(body, read.messages, _TEXT_TYPES, limits, system)
     return ChatRequest(
@@ -98,7 +98,7 @@ def _system_place(body: bytes, system: Raw) -> Place | None:
 
 def hash_messages(body: bytes) -> str:
     """Of `messages`; `system` is not one."""
-    return hash_turns(decode(_decoder, body).messages)
+    return hash_turns(decode_body(_decoder, body).messages)
 
 
 class _Block(msgspec.Struct, gc=False):

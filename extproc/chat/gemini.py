@@ -12,7 +12,7 @@ from extproc.chat._answer import AnswerLimits, AnswerReader, Usage
 from extproc.chat._conversation import Turn, find_opening, read_conversation
 from extproc.chat._draft import Draft
 from extproc.chat._hash import hash_turns
-from extproc.chat._json import ABSENT, decode, is_array, is_object, is_string, read_count
+from extproc.chat._json import ABSENT, decode, decode_body, is_array, is_object, is_string, read_count
 from extproc.chat._loose import Counts, add, is_given, read_arguments, read_code, read_error, read_id, try_decode
 from extproc.chat._place import element_place, key_place, prefix_place
 from extproc.chat._reader import BodyReader
@@ -128,11 +128,11 @@ def _model_and_method(parts: list[str]) -> tuple[str, str]:
 def _decode(body: bytes) -> _Body | _SingleBody:
     """The array first: a single content is refused as soon as it is met."""
     try:
-        return decode(_decoder, body)
+        return decode_body(_decoder, body)
     except UnreadableBody as error:
         if error.reason != "wrong_type":
             raise
-    return decode(_single_decoder, body)
+    return decode_body(_single_decoder, body)
 
 
 def _system_place(body: bytes, read: _Common) -> Place | None:

@@ -9,7 +9,7 @@ from extproc.chat._answer import AnswerLimits, AnswerReader, Usage
 from extproc.chat._conversation import Turn, read_conversation
 from extproc.chat._draft import Draft
 from extproc.chat._hash import hash_turns
-from extproc.chat._json import ABSENT, decode, read_count
+from extproc.chat._json import ABSENT, decode_body, read_count
 from extproc.chat._loose import (
     Counts,
     is_given,
@@ -63,7 +63,7 @@ def recognise(method: str, path: str) -> bool:
 
 def read_request(body: bytes, path: str, limits: ReadLimits) -> ChatRequest:
     """Without a `model`, it is the deployment in an Azure path."""
-    read = decode(_decoder, body)
+    read = decode_body(_decoder, body)
     found = read_conversation(body, read.messages, _TEXT_TYPES, limits)
     return ChatRequest(
         format=name,
@@ -95,7 +95,7 @@ def _deployment(path: str) -> str:
 
 def hash_messages(body: bytes) -> str:
     """Of `messages`."""
-    return hash_turns(decode(_decoder, body).messages)
+    return hash_turns(decode_body(_decoder, body).messages)
 
 
 class _TextPart(msgspec.Struct, gc=False):

@@ -9,7 +9,7 @@ from extproc.chat._answer import AnswerLimits, AnswerReader, Usage
 from extproc.chat._conversation import Conversation, Turn, check_count, read_conversation
 from extproc.chat._draft import Draft
 from extproc.chat._hash import hash_turns
-from extproc.chat._json import ABSENT, decode, is_string, read_count
+from extproc.chat._json import ABSENT, decode_body, is_string, read_count
 from extproc.chat._loose import (
     Counts,
     is_given,
@@ -125,11 +125,11 @@ def splice(
 def _decode(body: bytes) -> _ItemsBody | _AnyBody:
     """Items first: that is what long bodies have, and a string is refused as soon as it is met."""
     try:
-        return decode(_items_decoder, body)
+        return decode_body(_items_decoder, body)
     except UnreadableBody as error:
         if error.reason != "wrong_type":
             raise
-    read = decode(_any_decoder, body)
+    read = decode_body(_any_decoder, body)
     if not is_string(read.input):
         raise UnreadableBody("wrong_type")
     return read

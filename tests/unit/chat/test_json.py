@@ -30,6 +30,17 @@ def user(chat_format: Format, text: bytes) -> bytes:
 
 
 @every_format
+@pytest.mark.parametrize(("count", "reason"), [(149_999, "not_json"), (150_000, "too_many_messages")])
+def test_too_many_objects_are_refused_before_any_is_built(chat_format: Format, count: int, reason: str) -> None:
+    """The string never ends: whoever decodes the body finds that it is no JSON."""
+    body = b'{"a":"' + b"{ } " * count
+    assert refusal(chat_format, body) == reason
+    with pytest.raises(UnreadableBody) as caught:
+        chat_format.chat.hash_messages(body)
+    assert caught.value.reason == reason
+
+
+@every_format
 @pytest.mark.parametrize(
     "body",
     [b"", b" ", b"{", b'{"a":1', b"\xef\xbb\xbf{}", b"\x00", b"{'a':1}", b'{"a":NaN}', b'{"a":01}', b"\xff"],
@@ -60,9 +71,10 @@ def test_messages_of_another_kind_are_refused(chat_format: Format, messages: byt
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 def test_deep_nesting_is_refused(chat_format: Format, depth: int, opening: bytes) -> None:
     deep = opening * depth
-    assert refusal(chat_format, body_with(chat_format, b"[]", b',"x":' + deep)) == "too_deep"
-    assert refusal(chat_format, body_with(chat_format, b'[{"role":"user","content":' + deep)) == "too_deep"
-    assert refusal(chat_format, body_with(chat_format, deep)) in {"too_deep", "wrong_type"}
+    reason = "too_many_messages" if deep.count(b"{") > 150_000 else "too_deep"
+    assert refusal(chat_format, body_with(chat_format, b"[]", b',"x":' + deep)) == reason
+    assert refusal(chat_format, body_with(chat_format, b'[{"role":"user","content":' + deep)) == reason
+    assert refusal(chat_format, body_with(chat_format, deep)) in {reason, "wrong_type"}
 
 
 @every_format
