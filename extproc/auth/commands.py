@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from extproc.memory.commands import DataOption, JsonOption, fail, json_text, opened_database, printable
+from extproc.memory.commands import (
+    DataOption,
+    JsonOption,
+    fail,
+    json_text,
+    opened_database,
+    printable,
+    require_given,
+)
 from extproc.settings import SettingsError, SharedRedisSettings, StoreSettings, load
 
 if TYPE_CHECKING:
@@ -317,6 +325,7 @@ def _org(org: str, data: Path | None) -> str:
     try:
         if not org and (demo := Demo.find(load(StoreSettings, data=data).data)) is not None:
             return demo.org_id
+        require_given(data, org=org)
         return parse_uuid(org, "--org")
     except (InvalidValue, DemoError, SettingsError) as error:
         fail(str(error))

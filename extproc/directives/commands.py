@@ -25,6 +25,7 @@ from extproc.memory.commands import (
     json_text,
     opened_database,
     printable,
+    require_given,
     whose,
 )
 from extproc.settings import SettingsError, SharedRedisSettings, StoreSettings, load
@@ -282,6 +283,7 @@ def _org(org: str, data: Path | None) -> str:
     try:
         if not org and (demo := Demo.find(load(StoreSettings, data=data).data)) is not None:
             return demo.org_id
+        require_given(data, org=org)
         return parse_uuid(org, "--org")
     except (InvalidValue, DemoError, SettingsError) as error:
         fail(str(error))

@@ -42,6 +42,7 @@ __all__ = [
     "opened",
     "opened_database",
     "printable",
+    "require_given",
     "whose",
 ]
 
@@ -289,12 +290,23 @@ def whose(org: str, agent: str, user: str, data: Path | None) -> Namespace:
     try:
         if not org and not agent and (demo := Demo.find(load(StoreSettings, data=data).data)) is not None:
             org, agent = demo.org_id, demo.agent_id
+        require_given(data, org=org, agent=agent)
         return Namespace.parse(org, agent, user)
     except InvalidValue as error:
         # The message names the field; the option has the same name without `_id`.
         fail("--" + str(error).replace("_id", "", 1))
     except (DemoError, SettingsError) as error:
         fail(str(error))
+
+
+def require_given(data: Path | None, **options: str) -> None:
+    """Ends the command with a word when one of these options is empty. Raises SettingsError."""
+    absent = [f"--{name}" for name, given in options.items() if not given]
+    if len(absent) == len(options):
+        state_dir = load(StoreSettings, data=data).data
+        fail(f"give {' and '.join(absent)}: no `extproc up` has run in {state_dir}, whose would be taken")
+    if absent:
+        fail(f"give {' and '.join(absent)} too")
 
 
 @contextmanager
