@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib.util import find_spec
@@ -38,6 +39,9 @@ GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener,-event_engine_ca
 Saves a fifth of the filter's CPU at one request at a time, a tenth under load (docs/decisions/0009). Your own value
 wins.
 """
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What writing may end with that is nobody's bug. Files are looked after by the commands: this is standard output."""
 
 EXTRAS = {
     "filter": "filter",
@@ -82,6 +86,11 @@ def main() -> NoReturn:
         extra = EXTRAS.get(sys.argv[1] if len(sys.argv) > 1 else "", "stack")
         typer.echo(f"extproc: {error.name} is not installed; this command needs `ibex-extproc[{extra}]`", err=True)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        typer.echo(f"extproc: the output cannot be written: {error.strerror}", err=True)
+        sys.exit(1)
     sys.exit(0)
 
 

@@ -291,6 +291,7 @@ def whose(org: str, agent: str, user: str, data: Path | None) -> Namespace:
     try:
         if not org and not agent and (demo := Demo.find(load(StoreSettings, data=data).data)) is not None:
             org, agent = demo.org_id, demo.agent_id
+        _require_given(data, org=org, agent=agent)
         return Namespace.parse(org, agent, user)
     except InvalidValue as error:
         # The message names the field; the option has the same name without `_id`.
@@ -307,9 +308,20 @@ def org_id_of(org: str, data: Path | None) -> str:
     try:
         if not org and (demo := Demo.find(load(StoreSettings, data=data).data)) is not None:
             return demo.org_id
+        _require_given(data, org=org)
         return parse_uuid(org, "--org")
     except (InvalidValue, DemoError, SettingsError) as error:
         fail(str(error))
+
+
+def _require_given(data: Path | None, **options: str) -> None:
+    """Ends the command with a word when one of these options is empty. Raises SettingsError."""
+    absent = [f"--{name}" for name, given in options.items() if not given]
+    if len(absent) == len(options):
+        state_dir = load(StoreSettings, data=data).data
+        fail(f"give {' and '.join(absent)}: no `extproc up` has run in {state_dir}, whose would be taken")
+    if absent:
+        fail(f"give {' and '.join(absent)} too")
 
 
 @contextmanager

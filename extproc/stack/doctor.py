@@ -22,10 +22,12 @@ from extproc.settings import (
     ObserverSettings,
     SettingsError,
     StoreSettings,
+    WorkerSettings,
     load,
     unknown_variables,
 )
-from extproc.stack import envoy
+from extproc.stack import envoy, keys
+from extproc.stack.up import is_running
 
 __all__ = ["Finding", "State", "examine", "show"]
 
@@ -39,7 +41,7 @@ class State(StrEnum):
     PROBLEM = "problem"
 
 
-_KINDS = (FilterSettings, ObserverSettings, EngineSettings, GateSettings, AuthSettings, StoreSettings)
+_KINDS = (FilterSettings, ObserverSettings, EngineSettings, GateSettings, AuthSettings, WorkerSettings, StoreSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def examine(data: Path | None) -> list[Finding]:
         lambda: _envoy_configuration("envoy.yaml"),
         lambda: _envoy_configuration("dropin.yaml"),
         lambda: _store(data),
+        lambda: _stack(data),
         lambda: _listener("gate", lambda: load(GateSettings).gate_listen),
         lambda: _listener("auth", lambda: load(GateSettings).auth_address),
         lambda: _listener("filter", lambda: load(FilterSettings).filter_listen),
@@ -107,8 +110,8 @@ def _settings() -> Finding:
     return Finding("settings", State.OK, "the environment can be read")
 
 
-_OURS = {"IBEX_ENVOY"}
-"""Read by commands, not by a process."""
+_OURS = {"IBEX_ENVOY", "IBEX_TOKEN", keys.OTHER_PROVIDER}
+"""Read by commands, or by the user's own shell, not by a process."""
 
 
 def _variables() -> Finding:
@@ -169,6 +172,13 @@ def _store(data: Path | None) -> Finding:
     except StoreError as error:
         return Finding("store", State.PROBLEM, str(error))
     return Finding("store", State.OK, f"{shown_url(settings)} can be read")
+
+
+def _stack(data: Path | None) -> Finding:
+    state_dir = load(StoreSettings, data=data).data
+    if is_running(state_dir):
+        return Finding("up", State.OK, f"`extproc up` runs in {state_dir}, with its processes on ports of its own")
+    return Finding("up", State.NOTE, f"no `extproc up` runs in {state_dir}")
 
 
 def _listener(process: str, address_of: Callable[[], str]) -> Finding:

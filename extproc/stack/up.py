@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -35,7 +36,7 @@ from extproc.turns.trace_commands import URL_FILE
 if TYPE_CHECKING:
     from extproc.memory.database import Database
 
-__all__ = ["Stack", "StackError", "run"]
+__all__ = ["Stack", "StackError", "is_running", "run"]
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """For our own loopback URLs: a proxy of the environment has no business there."""
@@ -218,6 +219,18 @@ def _lock(state_dir: Path) -> IO[str]:
     return lock
 
 
+def is_running(state_dir: Path) -> bool:
+    """Whether a stack holds this directory. Raises OSError where its lock cannot be opened."""
+    try:
+        with (state_dir / "up.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Front:
     """What is asked of the stack: where Envoy answers, how, for which provider; and whether somebody learns from it."""
@@ -236,6 +249,7 @@ class _Front:
 def _start(stack: Stack, front: _Front, otlp: str | None, stopping: threading.Event) -> None:
     try:
         gateway = envoy.Address.parse(front.listen)
+        _check_free(gateway)
         provider, secrets_of_envoy = _provider(front)
         certificate = _certificate(stack, gateway) if front.tls else None
         binary = envoy.find_envoy(os.environ.get("IBEX_ENVOY"))
@@ -305,6 +319,16 @@ def _certificate(stack: Stack, gateway: envoy.Address) -> envoy.Certificate:
     pair = certs.make_or_keep(stack.state_dir / "tls", list(hosts))
     stack.ca_file = pair.authority
     return envoy.Certificate(pair.chain, pair.key)
+
+
+def _check_free(gateway: envoy.Address) -> None:
+    """At once: Envoy, which listens there, is the last to start. Raises StackError."""
+    family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
+    try:
+        socket.create_server(gateway, family=family).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StackError(f"cannot listen on {gateway}: {reason}; name another address with --listen") from None
 
 
 def _free_address() -> envoy.Address:

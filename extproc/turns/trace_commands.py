@@ -69,14 +69,10 @@ def traces(
         only_errors=errors,
     )
     show = _show_json if as_json else _show_table
-    with _connected(url) as client:
-        rows = read_traces(client, wanted, limit)
-        show(rows, with_header=True)
+    for number, rows in enumerate(_batches(url, wanted, limit, follow=follow)):
+        show(rows, with_header=number == 0)
         if not rows and not follow and not as_json:
             typer.echo("No traces here yet that match; they come within a second of a request's end.", err=True)
-        if follow:
-            for new in _new_rows(client, wanted, rows, _interrupted()):
-                show(new, with_header=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +124,18 @@ def read_traces(client: Client, wanted: TraceFilter, limit: int) -> list[Row]:
     statement, values = trace_query(wanted, limit)
     found = client.query(statement, parameters=values, query_tz="UTC", tz_mode="aware")
     return list(reversed(list(found.named_results())))
+
+
+def _batches(url: str, wanted: TraceFilter, limit: int, *, follow: bool) -> Iterator[list[Row]]:
+    """What there is, and with `follow` what comes until Ctrl-C.
+
+    A generator, so that a closed pipe, which is met where rows are shown, is not taken for trouble with ClickHouse.
+    """
+    with _connected(url) as client:
+        rows = read_traces(client, wanted, limit)
+        yield rows
+        if follow:
+            yield from _new_rows(client, wanted, rows, _interrupted())
 
 
 def _interrupted() -> threading.Event:

@@ -168,6 +168,15 @@ def test_what_a_client_sends_moves_no_cursor_and_colours_nothing(server: ClickHo
     server.command("ALTER TABLE ibex.llm_traces DELETE WHERE request_id = 'r-odd' SETTINGS mutations_sync = 1")
 
 
+def test_a_reader_that_leaves_is_not_taken_for_trouble_with_clickhouse(server: ClickHouse) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "extproc", "traces", "--json", "--url", server.url]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=50)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 INJECTIONS = ["' OR 1 = 1 --", "x' OR '1' = '1", "0) OR (1", "{org:String}", "\\' OR 1 = 1 --"]
 
 

@@ -64,6 +64,23 @@ def test_doctor_notices_a_misspelt_variable(tmp_path: Path) -> None:
     assert "IBEX_BUGDET_MS" in done.stdout
 
 
+def test_doctor_knows_what_others_read(tmp_path: Path) -> None:
+    theirs = {"IBEX_EXTRACTOR": "rules", "IBEX_TOKEN": "x", "IBEX_PROVIDER_KEY": "x", "IBEX_WORKER_LIMIT_S": "60"}
+    findings = json.loads(extproc("doctor", "--json", "--data", str(tmp_path), **theirs).stdout)
+    assert {"subject": "variables", "state": "ok", "text": "no unknown IBEX_ variable"} in findings
+    assert "IBEX_WORKER_LIMIT_S" in extproc("doctor", IBEX_WORKER_LIMIT_S="1").stdout
+
+
+@pytest.mark.parametrize("command", [["--help"], ["doctor"]])
+def test_a_full_disk_behind_the_output_is_said_in_words(command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "extproc", *command], stdout=full, stderr=subprocess.PIPE, text=True, timeout=50
+        )
+    assert done.returncode == 1
+    assert done.stderr == "extproc: the output cannot be written: No space left on device\n"
+
+
 def test_migrate_may_run_twice(tmp_path: Path) -> None:
     for _ in range(2):
         done = extproc("migrate", "--data", str(tmp_path))
@@ -83,12 +100,13 @@ def test_an_address_in_use_is_said_in_words(tmp_path: Path) -> None:
         check_refused(extproc("filter", "--listen", address, "--admin", "127.0.0.1:0"), address)
         check_refused(extproc("filter", "--listen", "127.0.0.1:0", "--admin", address), address)
         check_refused(extproc("engine", "--listen", address, "--data", str(tmp_path)), address)
-        check_refused(extproc("up", "--listen", address, "--data", str(tmp_path)), address)
+        check_refused(extproc("up", "--listen", address, "--data", str(tmp_path)), f"{address}: address already in use")
 
 
 def test_a_second_up_in_one_directory_or_at_one_address_is_refused(stack: Stack, tmp_path: Path) -> None:
     state, taken = str(stack.described["state_dir"]), stack.gateway.removeprefix("http://")
     check_refused(extproc("up", "--data", state, "--listen", "127.0.0.1:0"), state)
+    assert f"`extproc up` runs in {state}" in extproc("doctor", "--data", state).stdout
     check_refused(extproc("up", "--data", str(tmp_path), "--listen", taken), taken.rpartition(":")[2])
 
 

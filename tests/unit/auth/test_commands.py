@@ -160,7 +160,7 @@ def test_without_an_org_it_is_that_of_extproc_up(shell: Shell) -> None:
         (["org", "create", "x", "--limit", "-1"], "--limit"),
         (["org", "set-limit", "many", "--org", "ORG"], "the limit is not"),
         (["org", "set-limit", "5", "--org", str(uuid.uuid4())], "no such organisation"),
-        (["agent", "create", "x"], "--org is not a UUID"),
+        (["agent", "create", "x"], "give --org: no `extproc up` has run in "),
         (["agent", "create", "x", "--org", str(uuid.uuid4())], "no such organisation"),
         (["agent", "pause", "x", "--org", "ORG"], "the agent is not a UUID"),
         (["agent", "pause", str(uuid.uuid4()), "--org", "ORG"], "no such agent"),

@@ -93,6 +93,15 @@ def test_an_agent_that_is_no_uuid_is_named(shell: Shell) -> None:
     assert "--agent is not a UUID" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "said"), [([], "give --org and --agent: no `extproc up`"), (["--org", ORG], "give --agent too")]
+)
+def test_options_that_are_not_given_are_asked_for(tmp_path: Path, options: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["list", "--data", str(tmp_path), *options])
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = Shell(tmp_path / "file" / "state").run("list")
