@@ -19,7 +19,8 @@ from extproc.memory import listen
 from extproc.memory.database import Database, migrate, open_engine
 from extproc.memory.migrations import config
 from extproc.memory.model import Memory, Namespace
-from extproc.memory.postgres import PostgresMemoryStore, _candidates
+from extproc.memory.postgres import _AROUND, PostgresMemoryStore, _asked, _candidates
+from extproc.memory.rows import Stretch
 from extproc.memory.store import StoreAway, StoreError, Version, open_store
 from extproc.settings import StoreSettings, load
 from tests.integration.turns import postgres_side
@@ -151,6 +152,28 @@ class TestCandidates:
         assert "_embedding_idx" in plan
         assert "_org_id_term_memory_id_idx" in plan
         assert len({word for word in plan.split() if word.startswith("memories_") and word[9:].isdigit()}) == 1
+
+    @pytest.mark.parametrize("user_id", [None, "ana"])
+    def test_the_neighbours_of_many_memories_are_found_by_the_index_of_turns(
+        self,
+        store: PostgresMemoryStore,
+        shared: postgres_side.Database,
+        make: MakeMemory,
+        agent: Namespace,
+        user_id: str | None,
+    ) -> None:
+        whose = replace(agent, user_id=user_id)
+        store.add_many([make(f"fact {n}", whose, session_id=f"s{n % 20}", turn_index=n) for n in range(400)])
+        store.refresh_statistics(agent.org_id)
+        stretches = [Stretch(whose, f"s{n}", (n, NOON), (n, NOON)) for n in range(20)]
+        with shared.connect() as connection:
+            connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
+            question = "EXPLAIN " + _AROUND[user_id is not None]
+            plan = "\n".join(line for (line,) in connection.execute(question, _asked(stretches, 16)))
+        assert "Seq Scan" not in plan, plan
+        conditions = [line for line in plan.splitlines() if "Index Cond" in line]
+        assert len(conditions) == 3, plan
+        assert all("session_id" in line and "ROW" in line for line in conditions), plan
 
     def test_after_a_large_write_the_planner_knows_of_it(
         self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
