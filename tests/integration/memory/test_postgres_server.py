@@ -15,7 +15,7 @@ import pytest
 from alembic import command
 from psycopg import sql
 
-from extproc.memory import listen
+from extproc.memory import listen, vectors
 from extproc.memory.database import Database, migrate, open_engine
 from extproc.memory.migrations import config
 from extproc.memory.model import Memory, Namespace
@@ -391,6 +391,8 @@ class TestSetUp:
             settings = config()
             settings.attributes["connection"] = first
             command.upgrade(settings, "0004")
+            vectors.add(first, 256)
+            vectors.add(first, 3)
         engine.dispose()
         metadata = ["{}", "[]", "null", '"x"', "5", '{"slot": 5}', '{"slot": ["a"]}', '{"slot": "na\\u0000me"}']
         metadata += [json.dumps({"slot": "job " * 1000, "of": "🦊"})]
@@ -409,7 +411,10 @@ class TestSetUp:
         with postgres.connect() as connection:
             connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
             found = connection.execute("SELECT slot FROM ibex_core.memories WHERE slot IS NOT NULL").fetchall()
+            indexes = connection.execute("SELECT relname FROM pg_class WHERE relname ~ '^memories_nearest_'").fetchall()
         assert sorted(slot for (slot,) in found) == ["5", '["a"]', ("job " * 50)]
+        # Those of other models are made anew by who uses them; while the table is written anew there is none.
+        assert indexes == [("memories_nearest_256",)]
         migrate(postgres.url)
 
     def test_stores_that_open_at_once_make_one_column_and_index(self, postgres: postgres_side.Database) -> None:
