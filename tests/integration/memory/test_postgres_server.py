@@ -417,6 +417,18 @@ class TestSetUp:
         assert indexes == [("memories_nearest_256",)]
         migrate(postgres.url)
 
+    def test_an_index_of_another_dimension_is_made_beside_readers(
+        self, postgres: postgres_side.Database, opened: Any, make: MakeMemory, agent: Namespace
+    ) -> None:
+        opened(postgres.url).add(make("tea"))
+        engine = open_engine(postgres.url)
+        writing = engine.connect().execution_options(writes=True)
+        with writing as making, making.begin(), postgres.connect() as reading:
+            vectors.add(making, 5)
+            reading.execute("SET LOCAL lock_timeout = '2s'")  # against the transaction, which is not over
+            reading.execute("SELECT count(*) FROM ibex_core.memories")
+        engine.dispose()
+
     def test_stores_that_open_at_once_make_one_column_and_index(self, postgres: postgres_side.Database) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
