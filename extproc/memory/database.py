@@ -67,8 +67,7 @@ _MIGRATE_LIMIT_S = 30
 """For others that migrate at the same time."""
 _MIGRATION_STATEMENT_LIMIT_S = 2.0 * _MIGRATE_LIMIT_S
 _REWRITE_LIMIT_S = 3600.0
-"""Of one statement that changes tables: one that rewrites `memories` makes its indexes anew, for 100,000 vectors half a
-minute."""
+"""Of one statement that changes tables: one that rewrites `memories` makes its indexes anew."""
 _MIGRATION_LOCK = 0x1BE8_0001
 """Advisory lock of PostgreSQL; any number that nobody else in the database uses."""
 
@@ -538,6 +537,7 @@ def _add_vectors(engine: Engine) -> None:
     from extproc.memory import vectors
 
     with _migrating(engine) as connection:
+        _driver(connection).answer_limit_s = vectors.ADD_LIMIT_S
         if vectors.extension_schema(connection) is not None:
             for dimension in vectors.SHIPPED_DIMENSIONS:
                 vectors.add(connection, dimension)

@@ -20,8 +20,20 @@ from typing_extensions import override
 
 from extproc.memory import vectors
 from extproc.memory.database import Database, act_for, act_for_sweep, driver_errors
+from extproc.memory.features import MOST_OF_TURNS
 from extproc.memory.listen import CHANNEL, Versions, notification
-from extproc.memory.rows import COLUMNS, FEATURES, Place, Rows, RowsSnapshot, read_row
+from extproc.memory.rows import (
+    COLUMNS,
+    FEATURES,
+    MOST_BETWEEN,
+    UNSEEN,
+    Place,
+    Rows,
+    RowsSnapshot,
+    Stretch,
+    read_memory,
+    read_row,
+)
 from extproc.memory.schema import TURN, UtcDateTime, halfvec_from_wire, halfvec_text, memories, memory_versions
 from extproc.memory.store import Added, StoreAway, StoreError, Version
 from extproc.memory.terms import terms
@@ -354,9 +366,19 @@ class _Postings:
         self._connection = connection
         self._made = {} if made is None else made
 
-    def lock(self, partition: Namespace) -> None:
-        agent = f"{partition.org_id} {partition.agent_id}"
-        self._connection.execute(_LOCK, {"org_id": partition.org_id, "agent": agent})
+    def lock(self, partitions: Sequence[Namespace]) -> None:
+        if partitions:
+            agents = [f"{one.org_id} {one.agent_id}" for one in partitions]
+            self._connection.execute(_LOCK, {"org_id": partitions[0].org_id, "agents": agents})
+
+    def around(self, stretches: Sequence[Stretch], after: int) -> list[Memory]:
+        found: list[Memory] = []
+        for has_user in (True, False):
+            its = [one for one in stretches if (one.partition.user_id is not None) == has_user]
+            if its:
+                rows = self._connection.exec_driver_sql(_AROUND[has_user], _asked(its, after))
+                found += [read_memory(_decoded(row)) for row in rows]
+        return found
 
     def bumped(self, partition: Namespace, version: Version) -> None:
         self._made[partition.org_id, partition.agent_id] = version
@@ -434,7 +456,8 @@ _ENCODED: dict[str, Callable[[Any], object]] = {
 _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 # Held until the commit; numbers may meet, which makes two agents wait for each other and nothing else.
 _LOCK = text(
-    "SELECT set_config('app.current_org_id', :org_id, true), pg_advisory_xact_lock(hashtextextended(:agent, 466))"
+    "SELECT set_config('app.current_org_id', :org_id, true), pg_advisory_xact_lock(hashtextextended(agent, 466))"
+    " FROM unnest(CAST(:agents AS text[])) AS agent"
 )
 _PUT = text(
     "INSERT INTO ibex_core.memory_terms (org_id, term, memory_id)"
@@ -465,7 +488,54 @@ def _selected(column: Column[Any]) -> str:
     return f"m.{column.name}::text" if column.name in {*_UUIDS, "metadata"} else f"m.{column.name}"
 
 
+_SELECTED_MEMORY = ", ".join(map(_selected, COLUMNS))
 _SELECTED = ", ".join(map(_selected, [*COLUMNS, *FEATURES[:-1]]))
+
+
+def _around(*, has_user: bool) -> str:
+    """One question for all stretches: a session that is asked about alone costs a round trip and a plan."""
+    unseen = ", ".join(f"'{one}'" for one in UNSEEN)
+    mine = (
+        "m.org_id = %(org)s::uuid AND m.agent_id = s.agent_id AND m.session_id = s.session_id AND "
+        + ("m.user_id = s.user_id" if has_user else "m.user_id IS NULL")
+        + f" AND m.status NOT IN ({unseen})"
+    )
+    place, begin, end = f"({TURN}, m.created_at)", "(s.first_turn, s.first_at)", "(s.last_turn, s.last_at)"
+    up, down = f"{TURN}, m.created_at, m.id", f"{TURN} DESC, m.created_at DESC, m.id DESC"
+    parts = (
+        (f"{place} < {begin}", down, str(MOST_OF_TURNS)),
+        (f"{place} >= {begin} AND {place} <= {end}", up, str(MOST_BETWEEN)),
+        (f"{place} > {end}", up, "%(after)s"),
+    )
+    of_session = " UNION ALL ".join(
+        f"(SELECT * FROM ibex_core.memories m WHERE {mine} AND {where} ORDER BY {order} LIMIT {limit})"  # noqa: S608
+        for where, order, limit in parts
+    )
+    return f"""
+        SELECT {_SELECTED_MEMORY} FROM unnest(
+            %(agents)s::uuid[], %(users)s::varchar[], %(sessions)s::varchar[],
+            %(first_turns)s::integer[], %(first_ats)s::timestamptz[],
+            %(last_turns)s::integer[], %(last_ats)s::timestamptz[]
+        ) AS s (agent_id, user_id, session_id, first_turn, first_at, last_turn, last_at)
+        CROSS JOIN LATERAL ({of_session}) AS m
+    """  # noqa: S608 - names of columns
+
+
+_AROUND = {has_user: _around(has_user=has_user) for has_user in (True, False)}
+
+
+def _asked(stretches: Sequence[Stretch], after: int) -> dict[str, object]:
+    return {
+        "org": stretches[0].partition.org_id,
+        "agents": [one.partition.agent_id for one in stretches],
+        "users": [one.partition.user_id for one in stretches],
+        "sessions": [one.session_id for one in stretches],
+        "first_turns": [one.first[0] for one in stretches],
+        "first_ats": [one.first[1] for one in stretches],
+        "last_turns": [one.last[0] for one in stretches],
+        "last_ats": [one.last[1] for one in stretches],
+        "after": after,
+    }
 
 
 @lru_cache
@@ -538,10 +608,16 @@ _METADATA = COLUMNS.index(memories.c.metadata)
 
 
 def _from_driver(row: Sequence[Any]) -> Row:
+    values = _decoded(row)
+    values[-1] = halfvec_from_wire(values[-1])
+    return read_row(values)
+
+
+def _decoded(row: Sequence[Any]) -> list[Any]:
+    """Columns of a memory as they are selected, and whatever follows them."""
     values = list(row)
     for place in _TIMES:
         if values[place] is not None:
             values[place] = values[place].replace(tzinfo=UTC)
     values[_METADATA] = {} if values[_METADATA] == "{}" else json.loads(values[_METADATA])
-    values[-1] = halfvec_from_wire(values[-1])
-    return read_row(values)
+    return values

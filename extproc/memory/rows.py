@@ -7,22 +7,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sqlalchemy import (
-    Integer,
     and_,
     bindparam,
     case,
     delete,
     func,
-    literal,
     literal_column,
     or_,
     select,
     text,
-    tuple_,
     union_all,
     update,
 )
@@ -31,7 +27,7 @@ from extproc.memory.database import insert_into
 from extproc.memory.embedding.embedder import EmbedderUnavailable
 from extproc.memory.features import MOST_OF_TURNS, TURN_BEGINS, TURN_ENDS, Features, Row, by_turn, turn_of, window
 from extproc.memory.model import Category, Memory, Namespace, Source, Status
-from extproc.memory.schema import SLOT_CHARS, TURN, UtcDateTime, memories, memory_versions
+from extproc.memory.schema import SLOT_CHARS, memories, memory_versions
 from extproc.memory.store import Added, Outdated, ScoreUpdate, Version
 
 if TYPE_CHECKING:
@@ -44,10 +40,13 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMNS",
     "FEATURES",
+    "MOST_BETWEEN",
+    "UNSEEN",
     "Place",
     "Postings",
     "Rows",
     "RowsSnapshot",
+    "Stretch",
     "owned",
     "read_memory",
     "read_row",
@@ -65,15 +64,14 @@ FEATURES = [_c[name] for name in _FEATURE_NAMES]
 """In the order of Features' fields, after COLUMNS: the columns of a Row."""
 _ROW_COLUMNS = [*COLUMNS, *FEATURES]
 
-_MOST_BETWEEN = 10_000
+MOST_BETWEEN = 10_000
 """Rows of a session between the first and the last of a batch: more is no conversation."""
-_FEW_SESSIONS = 3
 _MOST_RETRIEVALS = 2**31 - 1
 """What PostgreSQL's column holds."""
 _MOST_HISTORY = 500
 """Memories that one history shows."""
 _REVISED = ("status", "confidence", "valid_until", "superseded_by", "metadata")
-_UNSEEN = (Status.QUARANTINED, Status.DELETED)
+UNSEEN = (Status.QUARANTINED, Status.DELETED)
 """What must not show in its successors' features."""
 
 
@@ -85,11 +83,31 @@ class Place(NamedTuple):
     stems: str
 
 
+class Stretch(NamedTuple):
+    """Of a session: all that was said from the first to the last of these moments."""
+
+    partition: Namespace
+    session_id: str
+    first: tuple[int, datetime]
+    """As `turn_of` has it."""
+    last: tuple[int, datetime]
+
+
 class Postings(Protocol):
     """The index of terms, and what else each database does in its own way."""
 
-    def lock(self, partition: Namespace) -> None:
-        """Until the transaction ends, nobody else writes this agent's memories; act for its organisation."""
+    def lock(self, partitions: Sequence[Namespace]) -> None:
+        """Until the transaction ends, nobody else writes these agents' memories; act for their organisation.
+
+        In one order, so that two writers of several agents never wait for each other.
+        """
+        ...
+
+    def around(self, stretches: Sequence[Stretch], after: int) -> list[Memory]:
+        """What is stored of each stretch, MOST_OF_TURNS rows before and `after` rows behind it, in any order.
+
+        Without what is UNSEEN. All are of one organisation.
+        """
         ...
 
     def insert(self, rows: Sequence[dict[str, object]]) -> None:
@@ -132,7 +150,7 @@ class Rows:
         return added
 
     def _add(self, partition: Namespace, given: Sequence[Memory]) -> list[Added | None]:
-        self._postings.lock(partition)
+        self._postings.lock([partition])
         by_hash = self._by_hash(partition, [one.content_hash for one in given])
         taken = self._taken(partition, [one.id for one in given])
         new: list[Memory] = []
@@ -174,7 +192,7 @@ class Rows:
         return {id_: its if is_own else "" for id_, its, is_own in self._connection.execute(query)}
 
     def _insert(self, partition: Namespace, new: Sequence[Memory]) -> None:
-        before, followers = self._surroundings(partition, new)
+        before, followers = self._surroundings(new)
         features = self._features(new, before)
         revision = self.bump(partition)
         rows = [
@@ -187,26 +205,26 @@ class Rows:
 
     def forget(self, partition: Namespace, memory_ids: Sequence[str]) -> int:
         """The features of what follows in the session hold a little of what goes, so they are made anew."""
-        self._postings.lock(partition)
+        self._postings.lock([partition])
         which = and_(owned(partition), _c.id.in_(memory_ids))
         gone = [read_memory(row) for row in self._connection.execute(select(*COLUMNS).where(which))]
         if not gone:
             return 0
-        _, followers = self._surroundings(partition, gone)
+        _, followers = self._surroundings(gone)
         stems = select(_c.id, _c.stems).where(which)
         self._postings.remove([Place(partition, id_, its or "") for id_, its in self._connection.execute(stems)])
         self._connection.execute(delete(memories).where(which))
         gone_ids = {one.id for one in gone}
         left = [one for one, _ in followers if one.id not in gone_ids]
         revision = self.bump(partition, removals=1)
-        self._make_anew(partition, self._with_predecessors(partition, left), revision)
+        self._make_anew(partition, self._with_predecessors(left), revision)
         return len(gone)
 
     def some_ids(self, partition: Namespace, limit: int) -> list[str]:
         return list(self._connection.execute(select(_c.id).where(owned(partition)).limit(limit)).scalars())
 
     def pin(self, partition: Namespace, memory_id: str, *, is_pinned: bool) -> bool:
-        self._postings.lock(partition)
+        self._postings.lock([partition])
         which = and_(owned(partition), _c.id == memory_id)
         row = self._connection.execute(select(*COLUMNS).where(which)).one_or_none()
         if row is None:
@@ -241,8 +259,7 @@ class Rows:
     def move_usefulness(self, org_id: str, memory_ids: Sequence[str], step: float) -> list[ScoreUpdate]:
         which = select(_c.id, _c.agent_id).where(_c.org_id == org_id, _c.id.in_(dict.fromkeys(memory_ids)))
         agents = {row.id: row.agent_id for row in self._connection.execute(which)}
-        for agent_id in sorted(set(agents.values())):
-            self._postings.lock(Namespace(org_id, agent_id))
+        self._postings.lock([Namespace(org_id, agent_id) for agent_id in sorted(set(agents.values()))])
         updates = []
         revisions: dict[str, int] = {}
         for memory_id in dict.fromkeys(memory_ids):
@@ -261,27 +278,25 @@ class Rows:
 
     def write_features(self, org_id: str, features: Mapping[str, Features], *, is_news: bool = False) -> int:
         mine = and_(_c.org_id == org_id, _c.id.in_(features))
+        agents = sorted(self._connection.execute(select(_c.agent_id).where(mine).distinct()).scalars())
+        self._postings.lock([Namespace(org_id, agent_id) for agent_id in agents])
+        # What has its features by now has them from who knew better: something that it follows was forgotten.
         versions = {one.version for one in features.values()}
-        written = 0
-        for agent_id in sorted(self._connection.execute(select(_c.agent_id).where(mine).distinct()).scalars()):
-            self._postings.lock(Namespace(org_id, agent_id))
-            # What has its features by now has them from who knew better: something that it follows was forgotten.
-            left = and_(mine, _c.agent_id == agent_id, _c.features_version.not_in(versions))
-            found = self._connection.execute(select(_c.id, _c.user_id, _c.stems).where(left).order_by(_c.id))
-            rows = [(Namespace(org_id, agent_id, row.user_id), row.id, row.stems) for row in found]
-            written += len(rows)
-            revision = {"revision": self.bump(Namespace(org_id, agent_id))} if is_news and rows else {}
-            self._write_features(org_id, {id_: features[id_] for _, id_, _ in rows}, **revision)
-            # Another model most often has the same stems.
-            other = [(whose, id_, stems) for whose, id_, stems in rows if stems != features[id_].stems]
-            self._postings.remove([Place(whose, id_, stems) for whose, id_, stems in other if stems is not None])
-            self._postings.put([Place(whose, id_, features[id_].stems) for whose, id_, _ in other])
-        return written
-
-    def _write_features(self, org_id: str, features: Mapping[str, Features], **more: object) -> None:
-        rows = [{"id": id_, **_feature_values(made), **more} for id_, made in features.items()]
-        if rows:
-            self._postings.update(org_id, rows)
+        left = and_(mine, _c.agent_id.in_(agents), _c.features_version.not_in(versions))
+        found = self._connection.execute(select(_c.agent_id, _c.user_id, _c.id, _c.stems).where(left).order_by(_c.id))
+        rows = [(Namespace(org_id, row.agent_id, row.user_id), row.id, row.stems) for row in found]
+        touched = sorted({whose.agent_id for whose, _, _ in rows}) if is_news else []
+        news = {agent_id: {"revision": self.bump(Namespace(org_id, agent_id))} for agent_id in touched}
+        values = [
+            {"id": id_, **_feature_values(features[id_]), **news.get(whose.agent_id, {})} for whose, id_, _ in rows
+        ]
+        if values:
+            self._postings.update(org_id, values)
+        # Another model most often has the same stems.
+        other = [(whose, id_, stems) for whose, id_, stems in rows if stems != features[id_].stems]
+        self._postings.remove([Place(whose, id_, stems) for whose, id_, stems in other if stems is not None])
+        self._postings.put([Place(whose, id_, features[id_].stems) for whose, id_, _ in other])
+        return len(rows)
 
     def bump(self, partition: Namespace, removals: int = 0) -> int:
         """Count a write, in its own transaction. Returns the new version, for the rows that it touches."""
@@ -305,7 +320,7 @@ class Rows:
 
     def lock(self, partition: Namespace) -> None:
         """Until the transaction ends nobody else writes this agent's memories."""
-        self._postings.lock(partition)
+        self._postings.lock([partition])
 
     def known(
         self, partition: Namespace, hashes: Iterable[str], slots: Iterable[str], ids: Iterable[str]
@@ -384,59 +399,46 @@ class Rows:
         old = [Place(partition, id_, stems) for id_, stems in self._connection.execute(places) if stems is not None]
         self._postings.remove(old)
         by_id = {one.memory.id: its for one, its in zip(whose, made, strict=True)}
-        self._write_features(partition.org_id, by_id, revision=revision)
+        values = [{"id": id_, **_feature_values(its), "revision": revision} for id_, its in by_id.items()]
+        self._postings.update(partition.org_id, values)
         self._postings.put([Place(partition, id_, its.stems) for id_, its in by_id.items()])
 
-    def _surroundings(
-        self, partition: Namespace, these: Sequence[Memory]
-    ) -> tuple[list[Sequence[Memory]], list[Outdated]]:
+    def _surroundings(self, these: Sequence[Memory]) -> tuple[list[Sequence[Memory]], list[Outdated]]:
         """The predecessors of each, and what is stored already and has one of them as its predecessor."""
         before: dict[str, Sequence[Memory]] = {}
         followers: list[Outdated] = []
         mine = {one.id for one in these}
-        sessions: dict[str, list[Memory]] = defaultdict(list)
-        for memory in these:
-            if memory.session_id is not None and memory.status not in _UNSEEN:
-                sessions[memory.session_id].append(memory)
-        for session_id in sessions.keys() - self._known_sessions(partition, list(sessions)):
-            line = sorted(sessions.pop(session_id), key=by_turn)
-            before.update({one.id: window(one, line[max(0, at - MOST_OF_TURNS) : at]) for at, one in enumerate(line)})
-        for session_id, its in sessions.items():
-            stored = [one for one in self._around(partition, session_id, its) if one.id not in mine]
-            line = sorted([*its, *stored], key=by_turn)
+        for line in self._lines(these, MOST_OF_TURNS):
             for at, memory in enumerate(line):
-                last = window(memory, line[max(0, at - MOST_OF_TURNS) : at])
+                last = _predecessors(line, at)
                 if memory.id in mine:
                     before[memory.id] = last
                 elif not mine.isdisjoint(one.id for one in last):
                     followers.append(Outdated(memory, last))
         return [before.get(one.id, ()) for one in these], followers
 
-    def _known_sessions(self, partition: Namespace, session_ids: Sequence[str]) -> set[str]:
-        """Those that have rows. One question for many, which most often are new; a few are asked about in any case."""
-        if len(session_ids) <= _FEW_SESSIONS:
-            return set(session_ids)
-        known = select(_c.session_id).where(owned(partition), _c.session_id.in_(session_ids)).distinct()
-        return set(self._connection.execute(known).scalars())
+    def _with_predecessors(self, these: Sequence[Memory]) -> list[Outdated]:
+        mine = {one.id for one in these}
+        before = {
+            memory.id: _predecessors(line, at)
+            for line in self._lines(these, 0)
+            for at, memory in enumerate(line)
+            if memory.id in mine
+        }
+        return [Outdated(one, before.get(one.id, ())) for one in these]
 
-    def _with_predecessors(self, partition: Namespace, these: Sequence[Memory]) -> list[Outdated]:
-        before, _ = self._surroundings(partition, these)
-        return [Outdated(memory, its) for memory, its in zip(these, before, strict=True)]
-
-    def _around(self, partition: Namespace, session_id: str, its: Sequence[Memory]) -> Iterable[Memory]:
-        """The session's rows from two turns before the first to two after the last."""
-        places = sorted(map(turn_of, its))
-        first, last = _position(*places[0]), _position(*_end(places[-1]))
-        query = select(*COLUMNS).where(owned(partition), _c.session_id == session_id, _c.status.not_in(_UNSEEN))
-        up, down = [*_POSITION, _c.id], [one.desc() for one in (*_POSITION, _c.id)]
-        before, after = tuple_(*_POSITION) < first, tuple_(*_POSITION) > last
-        inside = and_(tuple_(*_POSITION) >= first, tuple_(*_POSITION) <= last)
-        found = [
-            query.where(before).order_by(*down).limit(MOST_OF_TURNS),
-            query.where(inside).order_by(*up).limit(_MOST_BETWEEN),
-            query.where(after).order_by(*up).limit(MOST_OF_TURNS),
-        ]
-        return [read_memory(row) for one in found for row in self._connection.execute(one)]
+    def _lines(self, these: Sequence[Memory], after: int) -> Iterable[list[Memory]]:
+        """Their sessions, each in its order, as far as it is near one of them. One question, however many they are."""
+        sessions: dict[tuple[Namespace, str | None], list[Memory]] = defaultdict(list)
+        for memory in these:
+            if memory.session_id is not None and memory.status not in UNSEEN:
+                sessions[_partition(memory), memory.session_id].append(memory)
+        stretches = [_stretch(its) for its in sessions.values()]
+        mine = {one.id for one in these}
+        for memory in self._postings.around(stretches, after) if stretches else ():
+            if memory.id not in mine:
+                sessions[_partition(memory), memory.session_id].append(memory)
+        return [sorted(its, key=by_turn) for its in sessions.values()]
 
     # Reading
 
@@ -460,12 +462,11 @@ class Rows:
     def outdated(self, org_id: str, version: str, limit: int, *, only_unmade: bool = False) -> list[Outdated]:
         found: list[Memory] = []
         for other in _outdated(version, only_unmade=only_unmade):
-            query = select(*COLUMNS).where(_c.org_id == org_id, other).limit(limit - len(found))
+            # In the order of the index: read without it, a table whose first rows are done is read up to the others.
+            query = select(*COLUMNS).where(_c.org_id == org_id, other).order_by(_c.features_version)
+            query = query.limit(limit - len(found))
             found += [read_memory(row) for row in self._connection.execute(query)] if len(found) < limit else []
-        by_id: dict[str, Outdated] = {}
-        for partition, its in groupby(sorted(found, key=_owner), key=_partition):
-            by_id.update({one.memory.id: one for one in self._with_predecessors(partition, list(its))})
-        return [by_id[one.id] for one in found]
+        return self._with_predecessors(found)
 
     def count_outdated(self, org_id: str, version: str, *, only_unmade: bool = False) -> int:
         return sum(
@@ -552,21 +553,16 @@ def _partition(memory: Memory) -> Namespace:
     return Namespace(memory.org_id, memory.agent_id, memory.user_id)
 
 
-def _owner(memory: Memory) -> tuple[str, str]:
-    return memory.agent_id, memory.user_id or ""
+def _stretch(its: Sequence[Memory]) -> Stretch:
+    """Of memories of one session."""
+    places = sorted(map(turn_of, its))
+    turn, at = places[-1]
+    session_id = its[0].session_id or ""
+    return Stretch(_partition(its[0]), session_id, places[0], (turn, TURN_ENDS if at == TURN_BEGINS else at))
 
 
-_POSITION = (literal_column(TURN, Integer), _c.created_at)
-"""As the index `memories_by_turn` has it, whose last column is the id."""
-
-
-def _end(place: tuple[int, datetime]) -> tuple[int, datetime]:
-    turn, at = place
-    return turn, TURN_ENDS if at == TURN_BEGINS else at
-
-
-def _position(turn: int, at: datetime) -> ColumnElement[Any]:
-    return tuple_(literal(turn, Integer), literal(at, UtcDateTime()))
+def _predecessors(line: Sequence[Memory], at: int) -> list[Memory]:
+    return window(line[at], line[max(0, at - MOST_OF_TURNS) : at])
 
 
 def _outdated(version: str, *, only_unmade: bool) -> tuple[ColumnElement[bool], ...]:

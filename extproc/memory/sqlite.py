@@ -19,8 +19,20 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from typing_extensions import override
 
 from extproc.memory.database import checkpoint_log, file_identity, migrate, open_engine, reason
+from extproc.memory.features import MOST_OF_TURNS
 from extproc.memory.model import Category, Source, Status
-from extproc.memory.rows import COLUMNS, FEATURES, Place, Rows, RowsSnapshot, read_memory, read_row
+from extproc.memory.rows import (
+    COLUMNS,
+    FEATURES,
+    MOST_BETWEEN,
+    UNSEEN,
+    Place,
+    Rows,
+    RowsSnapshot,
+    Stretch,
+    read_memory,
+    read_row,
+)
 from extproc.memory.schema import TURN, UtcDateTime, memories, memory_versions
 from extproc.memory.store import Added, StoreError, StoreRefused, Version
 from extproc.memory.terms import terms
@@ -221,8 +233,22 @@ class _Postings:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def lock(self, partition: Namespace) -> None:
+    def lock(self, partitions: Sequence[Namespace]) -> None:
         """SQLite's writers exclude each other from the beginning of a transaction."""
+
+    def around(self, stretches: Sequence[Stretch], after: int) -> list[Memory]:
+        execute = _driver(self._connection).execute
+        found: list[Memory] = []
+        for whose, session_id, (first, began), (last, ended) in stretches:
+            session = (whose.org_id, whose.agent_id, whose.user_id, session_id)
+            begin, end = (first, _as_time(began)), (last, _as_time(ended))
+            for statement, values in (
+                (_BEFORE, (*session, *begin, MOST_OF_TURNS)),
+                (_BETWEEN, (*session, *begin, *end, MOST_BETWEEN)),
+                (_AFTER, (*session, *end, after)),
+            ):
+                found += [read_memory(_decoded(row)) for row in execute(statement, values)]
+        return found
 
     def bumped(self, partition: Namespace, version: Version) -> None:
         """Others see it in the file."""
@@ -376,6 +402,15 @@ def _decoded(values: Sequence[Any]) -> list[Any]:
 
 _SELECT_MEMORY = f"SELECT {', '.join(column.name for column in COLUMNS)} FROM memories"  # noqa: S608 - names
 _SELECT = f"SELECT {', '.join(column.name for column in [*COLUMNS, *FEATURES])} FROM memories"  # noqa: S608 - names
+_UNSEEN = ", ".join(f"'{one}'" for one in UNSEEN)
+_SESSION = (
+    f"{_SELECT_MEMORY} INDEXED BY memories_by_turn WHERE org_id = ? AND agent_id = ? AND user_id IS ?"
+    f" AND session_id = ? AND status NOT IN ({_UNSEEN}) AND ({TURN}, created_at)"
+)
+_UP, _DOWN = f"ORDER BY {TURN}, created_at, id LIMIT ?", f"ORDER BY {TURN} DESC, created_at DESC, id DESC LIMIT ?"
+_BEFORE = f"{_SESSION} < (?, ?) {_DOWN}"
+_BETWEEN = f"{_SESSION} >= (?, ?) AND ({TURN}, created_at) <= (?, ?) {_UP}"
+_AFTER = f"{_SESSION} > (?, ?) {_UP}"
 _UTC = "+00:00"
 """Behind a stored time; quicker than to replace the zone of what was read."""
 _TIMES = [place for place, column in enumerate(COLUMNS) if isinstance(column.type, UtcDateTime)]

@@ -16,12 +16,12 @@ import pytest
 from alembic import command
 from psycopg import sql
 
-from extproc.memory import listen
+from extproc.memory import listen, vectors
 from extproc.memory.database import Database, migrate, open_engine
 from extproc.memory.migrations import config
 from extproc.memory.model import Memory, Namespace
-from extproc.memory.postgres import PostgresMemoryStore, _candidates
-from extproc.memory.rows import Rows
+from extproc.memory.postgres import _AROUND, PostgresMemoryStore, _asked, _candidates
+from extproc.memory.rows import Rows, Stretch
 from extproc.memory.store import StoreAway, StoreError, Version, open_store
 from extproc.settings import StoreSettings, load
 from tests.integration.turns import postgres_side
@@ -187,6 +187,28 @@ class TestCandidates:
         assert "_embedding_idx" in plan
         assert "_org_id_term_memory_id_idx" in plan
         assert len({word for word in plan.split() if word.startswith("memories_") and word[9:].isdigit()}) == 1
+
+    @pytest.mark.parametrize("user_id", [None, "ana"])
+    def test_the_neighbours_of_many_memories_are_found_by_the_index_of_turns(
+        self,
+        store: PostgresMemoryStore,
+        shared: postgres_side.Database,
+        make: MakeMemory,
+        agent: Namespace,
+        user_id: str | None,
+    ) -> None:
+        whose = replace(agent, user_id=user_id)
+        store.add_many([make(f"fact {n}", whose, session_id=f"s{n % 20}", turn_index=n) for n in range(400)])
+        store.refresh_statistics(agent.org_id)
+        stretches = [Stretch(whose, f"s{n}", (n, NOON), (n, NOON)) for n in range(20)]
+        with shared.connect() as connection:
+            connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
+            question = "EXPLAIN " + _AROUND[user_id is not None]
+            plan = "\n".join(line for (line,) in connection.execute(question, _asked(stretches, 16)))
+        assert "Seq Scan" not in plan, plan
+        conditions = [line for line in plan.splitlines() if "Index Cond" in line]
+        assert len(conditions) == 3, plan
+        assert all("session_id" in line and "ROW" in line for line in conditions), plan
 
     def test_after_a_large_write_the_planner_knows_of_it(
         self, store: PostgresMemoryStore, shared: postgres_side.Database, make: MakeMemory, agent: Namespace
@@ -422,6 +444,8 @@ class TestSetUp:
             settings = config()
             settings.attributes["connection"] = first
             command.upgrade(settings, "0004")
+            vectors.add(first, 256)
+            vectors.add(first, 3)
         engine.dispose()
         metadata = ["{}", "[]", "null", '"x"', "5", '{"slot": 5}', '{"slot": ["a"]}', '{"slot": "na\\u0000me"}']
         metadata += [json.dumps({"slot": "job " * 1000, "of": "🦊"})]
@@ -440,8 +464,23 @@ class TestSetUp:
         with postgres.connect() as connection:
             connection.execute("SELECT set_config('app.current_org_id', %s, true)", (agent.org_id,))
             found = connection.execute("SELECT slot FROM ibex_core.memories WHERE slot IS NOT NULL").fetchall()
+            indexes = connection.execute("SELECT relname FROM pg_class WHERE relname ~ '^memories_nearest_'").fetchall()
         assert sorted(slot for (slot,) in found) == ["5", '["a"]', ("job " * 50)]
+        # Those of other models are made anew by who uses them; while the table is written anew there is none.
+        assert indexes == [("memories_nearest_256",)]
         migrate(postgres.url)
+
+    def test_an_index_of_another_dimension_is_made_beside_readers(
+        self, postgres: postgres_side.Database, opened: Any, make: MakeMemory, agent: Namespace
+    ) -> None:
+        opened(postgres.url).add(make("tea"))
+        engine = open_engine(postgres.url)
+        writing = engine.connect().execution_options(writes=True)
+        with writing as making, making.begin(), postgres.connect() as reading:
+            vectors.add(making, 5)
+            reading.execute("SET LOCAL lock_timeout = '2s'")  # against the transaction, which is not over
+            reading.execute("SELECT count(*) FROM ibex_core.memories")
+        engine.dispose()
 
     def test_stores_that_open_at_once_make_one_column_and_index(self, postgres: postgres_side.Database) -> None:
         from concurrent.futures import ThreadPoolExecutor

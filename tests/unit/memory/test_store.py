@@ -10,12 +10,13 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 
 from extproc.memory.features import Features, Row
 from extproc.memory.model import Category, Memory, Namespace, Status
@@ -417,6 +418,22 @@ def explained(connection: Connection, ask: Callable[[], object]) -> str:
     return "\n".join(str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {statement}", values))
 
 
+@contextmanager
+def said() -> Iterator[list[str]]:
+    """The statements that SQLAlchemy is given, on any connection. SQLite's own driver is asked without it where a
+    question is put often: that costs no round trip, and no statement that is built anew."""
+    heard: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        heard.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield heard
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
 class TestCandidates:
     def found(self, store: MemoryStore, namespace: Namespace, text: str, limit: int = 64) -> set[str]:
         return {row.memory.content for row in store.candidates(namespace, text.split(), None, limit)}
@@ -524,6 +541,44 @@ class TestReindexing:
         assert {len(row.features.vector) for row in rows(store, agent).values()} == {768}
         assert store.count_outdated(agent.org_id, "stub-2") == 0
         assert store.count_outdated(agent.org_id, "stub-1") == 7
+
+    def test_a_batch_of_any_sessions_of_any_owners_has_each_its_own_predecessors(
+        self, store: MemoryStore, make: MakeMemory, agent: Namespace
+    ) -> None:
+        second = Namespace(agent.org_id, str(uuid.uuid4()))
+        owners = [agent, replace(agent, user_id="ana"), replace(agent, user_id="bob"), second]
+        spoken = [
+            make(f"o{o}s{s}t{turn}", whose, session_id=f"s{s}", turn_index=turn)
+            for o, whose in enumerate(owners)
+            for s in range(3)
+            for turn in range(5)
+        ]
+        random.Random(3).shuffle(spoken)
+        for memory in spoken:
+            store.add(memory)
+        assert reindex(store, StubIndexer("stub-2"), organisations=[agent.org_id], batch=7) == 60
+        found = {content: row for whose in owners for content, row in rows(store, whose).items()}
+        for content, row in found.items():
+            of_session, turn = content.split("t")
+            texts = [f"{of_session}t{earlier}" for earlier in range(max(0, int(turn) - 2), int(turn) + 1)]
+            assert row.features == Features("stub-2", content, row.features.words, window(*texts))
+
+    def test_a_batch_takes_few_statements_however_many_sessions_and_owners_it_is_of(
+        self, store: MemoryStore, make: MakeMemory, agent: Namespace
+    ) -> None:
+        for number in range(40):
+            whose = Namespace(agent.org_id, str(uuid.UUID(int=number % 4)), f"user{number}" if number % 3 else None)
+            store.add_many([make(f"turn {n}", whose, session_id=f"s{number}", turn_index=n) for n in range(2)])
+        with said() as of_reading:
+            found = store.outdated(agent.org_id, "stub-2", 60)
+        made = StubIndexer("stub-2").features([one.memory for one in found], [one.before for one in found])
+        with said() as of_writing:
+            assert store.write_features(
+                agent.org_id, {one.memory.id: its for one, its in zip(found, made, strict=True)}
+            )
+        assert len(found) == 60
+        assert len(of_reading) <= 6, of_reading
+        assert len(of_writing) <= 8, of_writing
 
     def test_what_was_forgotten_meanwhile_does_not_come_back_in_a_vector(
         self, store: MemoryStore, make: MakeMemory, agent: Namespace

@@ -17,6 +17,7 @@ def upgrade() -> None:
     is_postgresql = op.get_context().dialect.name == "postgresql"
     schema = "ibex_core" if is_postgresql else None
     if is_postgresql:
+        _drop_vector_indexes()
         # Stored: row-level security keeps what takes JSON apart away from an index, and a comparison of texts not.
         # A NUL anywhere in it is an error to `->>`: such a row has no slot.
         made = f"CASE WHEN position('\\u0000' IN metadata::text) = 0 THEN left(metadata ->> 'slot', {_SLOT_CHARS}) END"
@@ -47,3 +48,16 @@ def upgrade() -> None:
         op.execute("ALTER TABLE ibex_core.forgotten FORCE ROW LEVEL SECURITY")
         made = f"USING (org_id = {_ORG}) WITH CHECK (org_id = {_ORG})"
         op.execute(f"CREATE POLICY forgotten_of_org ON ibex_core.forgotten {made}")
+
+
+def _drop_vector_indexes() -> None:
+    """A stored column writes the table anew, and nobody reads it meanwhile; of that time they would be most.
+
+    `extproc.memory.vectors` makes them again, in a transaction that readers do not wait for.
+    """
+    found = sa.text(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'ibex_core'::regnamespace AND relkind = 'I'"
+        " AND starts_with(relname, 'memories_nearest_')"
+    )
+    for name in op.get_bind().execute(found).scalars().all():
+        op.execute(f"DROP INDEX ibex_core.{name}")
