@@ -36,6 +36,7 @@ from extproc.memory.model import Memory, Namespace
 from extproc.memory.sqlite import SqliteMemoryStore
 from extproc.memory.store import Snapshot, StoreError, Version
 from extproc.settings import EngineSettings
+from tests.unit.context.block import texts as texts_of
 
 MakeMemory = Callable[..., Memory]
 
@@ -171,10 +172,7 @@ class LateCall:
 
 
 def texts(response: pb.AssembleContextResponse) -> list[str]:
-    """Of the memories; a date line may follow one."""
-    block = response.assembled_context
-    items = ET.fromstring(block) if block else ()
-    return [re.sub(r"\n(?:\d{4}-\d\d-\d\d\n)?$", "", item.tail or "") for item in items]
+    return texts_of(response.assembled_context)
 
 
 class TestAssembleContext:
