@@ -70,7 +70,7 @@ def trace(stack: Stack, request_id: str) -> dict[str, Any]:
 def extproc(stack: Stack, *arguments: str) -> str:
     environment = {"IBEX_STATE_DIR": stack.described["state_dir"], "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "extproc", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -26,7 +26,7 @@ def extproc(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
 
 
@@ -171,11 +171,11 @@ def test_sigterm_lets_a_filter_end_well() -> None:
     with running(command, answers(f"http://{admin}/ready")) as process:
         assert httpx2.get(f"http://{admin}/health").json() == {"process": "filter", "status": "ok"}
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_filter_pod_imports_neither_database_nor_queue() -> None:
     program = "import sys, extproc.cli, extproc.filter.service; print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90, check=True)
     for module in ("sqlalchemy", "alembic", "sqlite3", "celery", "redis", "Stemmer", "yaml"):
         assert f"'{module}'" not in done.stdout
