@@ -177,7 +177,10 @@ def eventually(is_so: Callable[[], bool], explain: Callable[[], Any] = lambda: "
 
 
 @contextmanager
-def chain(binary: Path, directory: Path, postgres: postgres_side.Database, observers: int = 1) -> Iterator[Chain]:
+def chain(
+    binary: Path, directory: Path, postgres: postgres_side.Database, observers: int = 1, notice_s: float = 0.0
+) -> Iterator[Chain]:
+    """`notice_s`: between SIGTERM and an observer's end, for Envoy to send new streams elsewhere."""
     with (
         valkey_side.valkey(directory / "valkey") as valkey,
         clickhouse_side.running(directory / "clickhouse") as clickhouse,
@@ -189,6 +192,7 @@ def chain(binary: Path, directory: Path, postgres: postgres_side.Database, obser
             "IBEX_BROKER_URL": valkey.url,
             "IBEX_CLICKHOUSE_URL": clickhouse.url,
             "IBEX_WATCHDOG_S": "0",
+            "IBEX_NOTICE_S": str(notice_s),
             **dict(setting.split("=", 1) for setting in DROPIN_IDENTITY[1:]),
         }
         started = [Observer(directory, settings) for _ in range(observers)]
