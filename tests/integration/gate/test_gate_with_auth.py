@@ -49,10 +49,16 @@ class Front:
         return token, {"authorization": f"Bearer {token['token']}"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def front(
-    envoy_binary: Path, provider: StandIn, processor_address: Address, processor_server: object, tmp_path: Path
+    envoy_binary: Path,
+    provider_process: StandIn,
+    processor_address: Address,
+    processor_server: object,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Front]:
+    tmp_path = tmp_path_factory.mktemp("front")
+
     def free() -> Address:
         return Address("127.0.0.1", envoy.free_port())
 
@@ -84,7 +90,7 @@ def front(
                 "envoy.yaml",
                 tmp_path,
                 [processor_address],
-                provider.address,
+                provider_process.address,
                 behind_one_proxy,
                 gate=address,
             )
@@ -134,11 +140,10 @@ def test_an_agent_of_another_organisation_and_one_that_nobody_has_look_the_same(
 
 
 def test_a_paused_agent_is_refused_within_five_seconds(front: Front) -> None:
-    _, headers = front.caller("acme")
+    token, headers = front.caller("acme")
     assert front.gateway.chat(headers=headers).status_code == 200
-    (org,) = front.run("org", "list")
-    (agent,) = front.run("agent", "list", "--org", org["id"])
-    front.run("agent", "pause", agent["id"], "--org", org["id"])
+    (agent,) = front.run("agent", "list", "--org", token["org_id"])
+    front.run("agent", "pause", agent["id"], "--org", token["org_id"])
     eventually(lambda: front.gateway.chat(headers=headers).status_code == 403, 8.0)
     assert front.gateway.chat(headers=headers).json()["error"]["code"] == "AGENT_SUSPENDED"
 
