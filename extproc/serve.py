@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -88,6 +89,9 @@ class _Running:
     logs: LineWriter
     closers: list[Callable[[], Awaitable[None]]]
     """Called in order after the last request."""
+    takers: list[Callable[[float], Awaitable[None]]]
+    """Called when no new requests come, for those that have arrived and are not taken yet; with the seconds that it may
+    take, which are those for running ones to end."""
     stoppers: list[Callable[[], None]]
     """Called when no new requests are taken, before running ones may end."""
     stopping: asyncio.Event
@@ -284,6 +288,7 @@ async def _observer(settings: ObserverSettings) -> None:
             if sink is None:
                 _log.info("not set", variable=variable, consequence=loss)
         observer.add_to_server(running.server)
+        running.takers.append(observer.take_waiting)
         running.stoppers.append(observer.stop)
         running.closers.extend((lag.stop, sweeper.stop, stop_delivery, close_outbox))
         lag.start()
@@ -538,7 +543,7 @@ async def _process(
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     admin = AdminListener(name, settings.admin_listen, readiness, routes)
     start_admin = partial(_start_admin, admin, settings.admin_listen)
-    running = _Running(server, logs, [], [], _stopping(), health_servicer, start_admin)
+    running = _Running(server, logs, [], [], [], _stopping(), health_servicer, start_admin)
     try:
         yield running
         _bind(server, listen)
@@ -553,9 +558,12 @@ async def _process(
         readiness.is_serving = False
         await _set_health(health_servicer, service_name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await asyncio.sleep(settings.notice_s)
+        drained_by = time.monotonic() + settings.drain_s
+        for take in running.takers:
+            await take(settings.drain_s)
         for stop in running.stoppers:
             stop()
-        await server.stop(settings.drain_s)
+        await server.stop(max(0.0, drained_by - time.monotonic()))
     except _StoppedAtStart:
         _log.info("stopping before the start was over")
     finally:

@@ -44,6 +44,8 @@ _ROOM_BYTES = 256 * 1024 * 1024
 """Of request bodies that are not whole yet, in all streams together: 25 of the largest, thousands of usual ones."""
 _SLICE_S = 0.005
 """How long one stream may hold the loop while it works off a large message."""
+_QUIET_S = 0.1
+"""Without a new stream: then none waits to be taken, however busy the loop is with those that it has."""
 _TICK_S = 0.25
 _LAG_LIMIT_S = 1.0
 """A loop that ticks this much too late reads later than streams may wait for it; the watchdog ends it soon after."""
@@ -111,11 +113,23 @@ class StreamObserver:
         self._lag = lag
         self._room = Room(_ROOM_BYTES)
         self._is_stopping = False
+        self._taken = 0
+        """Streams so far."""
         self._wanted_headers = REQUEST_HEADERS | identities.header_names
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         process: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self.process)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Process": process}),))
+
+    async def take_waiting(self, limit_s: float) -> None:
+        """Call it before the server is stopped, which sends away every stream that the loop had no time to take yet.
+
+        Ends when none has come for a moment, or after `limit_s`.
+        """
+        deadline, taken = time.monotonic() + limit_s, -1
+        while taken != self._taken and time.monotonic() < deadline:
+            taken = self._taken
+            await asyncio.sleep(_QUIET_S)
 
     def stop(self) -> None:
         """From now on a stream that breaks off does so because we end, which says nothing about its exchange."""
@@ -123,6 +137,7 @@ class StreamObserver:
 
     async def process(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         """One stream: one HTTP request and its answer. Returns as soon as there is nothing more to learn."""
+        self._taken += 1
         if self._lag.is_behind():
             _unrecorded["behind"].inc()
             return

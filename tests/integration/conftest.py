@@ -64,10 +64,10 @@ class StandIn:
     address: Address
 
     def clear(self) -> None:
-        httpx2.delete(f"http://{self.address}/received").raise_for_status()
+        httpx2.delete(f"http://{self.address}/received", timeout=20).raise_for_status()
 
     def received(self) -> list[Received]:
-        entries = httpx2.get(f"http://{self.address}/received").raise_for_status().json()
+        entries = httpx2.get(f"http://{self.address}/received", timeout=20).raise_for_status().json()
         return [
             Received(
                 entry["method"],
@@ -112,7 +112,7 @@ class Gateway:
         raise AssertionError(f"no access log line for {request_id}")
 
     def stat(self, name: str) -> int:
-        text = httpx2.get(f"http://{self.admin}/stats", params={"filter": f"^{name}$"}).text
+        text = httpx2.get(f"http://{self.admin}/stats", params={"filter": f"^{name}$"}, timeout=20).text
         return int(text.rpartition(":")[2])
 
 
@@ -210,8 +210,9 @@ def started(
     change: Change | None = None,
     collector: Address | None = None,
     gate: Address | None = None,
+    is_patient: bool = True,
 ) -> Iterator[Gateway]:
-    """`gate`: of envoy.yaml, which answers 503 without one."""
+    """`gate`: of envoy.yaml, which answers 503 without one. `is_patient`: with a filter that may take its time."""
     plan = envoy.Plan(
         listen=Address("127.0.0.1", envoy.free_port()),
         admin=Address("127.0.0.1", envoy.free_port()),
@@ -223,6 +224,8 @@ def started(
         collector=collector,
     )
     config = envoy.render(envoy.load(envoy.shipped(file)), plan)
+    if is_patient:
+        patient(config)
     if gate is not None:
         trust_gate(config)
     if change is not None:
@@ -240,7 +243,9 @@ def started(
 def trust_gate(config: envoy.Node) -> None:
     """On a busy machine a healthy gate may miss 300 ms, or health checks; what happens then is tested in gate/."""
     envoy._http_filter(config, "ibex.gate")["typed_config"]["grpc_service"]["timeout"] = "5s"
-    envoy._cluster(config, envoy.GATE_CLUSTER)["health_checks"][0]["unhealthy_threshold"] = 100
+    cluster = envoy._cluster(config, envoy.GATE_CLUSTER)
+    cluster["connect_timeout"] = "5s"
+    cluster["health_checks"][0]["unhealthy_threshold"] = 100
 
 
 def open_selfhosted(config: envoy.Node) -> None:
@@ -253,9 +258,19 @@ def open_selfhosted(config: envoy.Node) -> None:
 def patient(config: envoy.Node) -> None:
     """Twenty times the shipped `message_timeout`: on a busy machine a filter of Python may miss 100 ms now and then.
 
-    What happens when it does is tested with the shipped value, in test_envoy_failures and in whole/.
+    And a connection to it, or a ping on it, more than that. What happens when it does is tested with the shipped
+    values, in test_envoy_failures and in whole/.
     """
     envoy._http_filter(config, "ibex.context")["typed_config"]["message_timeout"] = "2s"
+    cluster = envoy._cluster(config, envoy.FILTER_CLUSTER)
+    cluster["connect_timeout"] = "5s"
+    keep_pinging(cluster, "20s")
+
+
+def keep_pinging(cluster: envoy.Node, timeout: str) -> None:
+    """How long Envoy waits for the answer to a ping before it gives a connection up."""
+    (options,) = cluster["typed_extension_protocol_options"].values()
+    options["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]["timeout"] = timeout
 
 
 @pytest.fixture(scope="session")
@@ -269,11 +284,9 @@ def shared_gateway(
     directory = tmp_path_factory.mktemp("gateway")
     address, filters = provider_process.address, [processor_address]
 
-    def change(config: envoy.Node) -> None:
-        patient(config)
-        open_selfhosted(config)
-
-    with started(envoy_binary, "envoy.yaml", directory, filters, address, change, gate=gate_address) as gateway:
+    with started(
+        envoy_binary, "envoy.yaml", directory, filters, address, open_selfhosted, gate=gate_address
+    ) as gateway:
         yield gateway
 
 
@@ -286,7 +299,7 @@ def shared_dropin(
 ) -> Iterator[Gateway]:
     directory = tmp_path_factory.mktemp("dropin")
     address = provider_process.address
-    with started(envoy_binary, "dropin.yaml", directory, [processor_address], address, patient) as gateway:
+    with started(envoy_binary, "dropin.yaml", directory, [processor_address], address) as gateway:
         yield gateway
 
 

@@ -65,7 +65,7 @@ class Receiver:
                     for span in scope["spans"]
                 ]
 
-    def wait_for(self, is_wanted: Callable[[ReceivedSpan], bool], timeout_s: float = 15.0) -> ReceivedSpan:
+    def wait_for(self, is_wanted: Callable[[ReceivedSpan], bool], timeout_s: float = 45.0) -> ReceivedSpan:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             for span in list(self.spans):

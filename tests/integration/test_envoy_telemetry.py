@@ -43,11 +43,13 @@ class TestAccessLog:
     def test_says_that_the_filter_was_slow(self, gateway: Gateway, processor: Processor) -> None:
         def answer(message: pb.ProcessingRequest) -> pb.ProcessingResponse:
             if message.WhichOneof("request") == "request_body":
-                threading.Event().wait(6)
+                is_over.wait(30)
             return default_answer(message)
 
+        is_over = threading.Event()
         processor.answer = answer
         entry = gateway.access_log(gateway.chat().headers["x-request-id"])
+        is_over.set()
         assert entry["filter"]["request_body_last_call_status"] == 4
         assert entry["outcome"] is None
 
@@ -162,8 +164,7 @@ class TestTracing:
         with started(
             envoy_binary, "envoy.yaml", tmp_path, filters, where, trace_as_shipped, gate=gate_address
         ) as gateway:
-            healthy = sum(context(gateway.chat()) == HEALTHY for _ in range(50))
-            assert healthy >= 45, "a busy machine may cost a few of them message_timeout, an absent collector none"
+            assert all(context(gateway.chat()) == HEALTHY for _ in range(50))
             threading.Event().wait(2)
             lines = [
                 line for line in gateway.envoy.log_file.read_text().splitlines() if "downstream connections" not in line

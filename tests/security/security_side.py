@@ -15,18 +15,14 @@ from typing import Any
 from uuid import uuid4
 
 import httpx2
-import typer
-from typer.testing import CliRunner
 
-from extproc.auth.commands import agents_app, organizations_app, tokens_app
 from extproc.auth.hashing import hash_token
 from extproc.auth.new_token import new_token
 from extproc.auth.store import IdentityStore
 from extproc.auth.token import CHAT
-from extproc.directives.commands import app as directives_app
-from extproc.memory.commands import app as memory_app
 from extproc.memory.database import Database
 from extproc.stack.envoy import Address
+from tests.integration import commands_side
 from tests.integration.conftest import Received, StandIn
 from tests.integration.http_side import CONTEXT_HEADERS, UUID
 
@@ -66,7 +62,7 @@ class Secrets:
 
 @dataclass(frozen=True)
 class Commands:
-    """`extproc org|agent|token|memory|directive …` as operators have them, without the start of a process each."""
+    """Of the installation whose data is here."""
 
     data: Path
     redis_url: str
@@ -74,10 +70,7 @@ class Commands:
 
     def run(self, *arguments: str) -> Any:
         environment = {"IBEX_REDIS_URL": self.redis_url, "IBEX_DATABASE_URL": ""}
-        given = [*arguments, "--data", str(self.data), "--json"]
-        done = CliRunner().invoke(_app, given, env=environment)
-        assert done.exit_code == 0, (arguments[:2], done.stderr)
-        return json.loads(done.stdout)
+        return commands_side.run(*arguments, "--data", str(self.data), **environment)
 
     def org(self, name: str, limit: int = 0) -> str:
         return str(self.run("org", "create", name, "--limit", str(limit))["id"])
@@ -121,17 +114,6 @@ class Commands:
             yield IdentityStore(database)
         finally:
             database.close()
-
-
-_app = typer.Typer()
-for _name, _commands in {
-    "org": organizations_app,
-    "agent": agents_app,
-    "token": tokens_app,
-    "memory": memory_app,
-    "directive": directives_app,
-}.items():
-    _app.add_typer(_commands, name=_name)
 
 
 @dataclass(frozen=True)

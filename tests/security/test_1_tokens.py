@@ -87,20 +87,9 @@ def test_1_5_a_revoked_token_is_invalid(world: World, provider: StandIn) -> None
 
 def test_1_6_a_token_ends_at_its_expiry_and_its_last_seconds_are_never_from_the_cache(world: World) -> None:
     """Clocks of gate and auth service may differ by up to 5 s: in that time only the auth service's counts."""
-    commands = world.commands
-    org = commands.org("short")
-    agent = commands.agent(org)
-    expires_at = datetime.now(UTC) + timedelta(seconds=7)
-    token = commands.token_until(org, agent, expires_at)
-    seen: list[tuple[float, float, int, bool]] = []
-    while time.time() < expires_at.timestamp() + 1:
-        asked = time.time()
-        response = world.gateway.chat(headers={"authorization": f"Bearer {token}"})
-        answered = time.time()
-        is_cached = response.headers.get("x-ibex-auth-cached") == "true"
-        left = expires_at.timestamp()
-        seen.append((left - asked, left - answered, response.status_code, is_cached))
-        time.sleep(0.1)
+    seen = until_expired(world, 7)
+    if not any(is_cached for _, _, _, is_cached in seen):  # a busy machine may take longer than it may be kept
+        seen = until_expired(world, 20)
     early = [status for _, answered, status, _ in seen if answered > 0.1 and status != 503]
     late = {status for asked, _, status, _ in seen if asked <= 0}
     assert early.count(200) == len(early) > 5
@@ -108,6 +97,23 @@ def test_1_6_a_token_ends_at_its_expiry_and_its_last_seconds_are_never_from_the_
     assert 401 in late
     assert any(is_cached for _, _, _, is_cached in seen)
     assert not any(is_cached for asked, _, _, is_cached in seen if asked < 5)
+
+
+def until_expired(world: World, life_s: float) -> list[tuple[float, float, int, bool]]:
+    """Of a token's requests: how long it is still good when it is asked and when it is answered, status, is cached."""
+    org = world.commands.org("short")
+    agent = world.commands.agent(org)
+    expires_at = datetime.now(UTC) + timedelta(seconds=life_s)
+    token = world.commands.token_until(org, agent, expires_at)
+    left = expires_at.timestamp()
+    seen: list[tuple[float, float, int, bool]] = []
+    while not seen or seen[-1][0] > -1:
+        asked = time.time()
+        response = world.gateway.chat(headers={"authorization": f"Bearer {token}"})
+        is_cached = response.headers.get("x-ibex-auth-cached") == "true"
+        seen.append((left - asked, left - time.time(), response.status_code, is_cached))
+        time.sleep(0.1)
+    return seen
 
 
 @pytest.mark.parametrize("name", ["key", "k%65y", "KEY", "api_key", "access_token", "token", "authorization", "x"])

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from tests.integration.conftest import StandIn
-from tests.integration.ranks import rank_test
+from tests.ranks import rank_test
 from tests.security.conftest import Tenants, World
 from tests.security.security_side import Caller, Gateway, check_refused, eventually
 
@@ -173,7 +173,7 @@ def test_2_9_a_token_bound_to_one_agent_is_refused_for_another_and_nobody_is_ask
 
 def agents_asked(world: World) -> float:
     """ValidateAgent calls that the auth service answered."""
-    lines = httpx2.get(f"{world.admin_of('auth')}/metrics").text.splitlines()
+    lines = httpx2.get(f"{world.admin_of('auth')}/metrics", timeout=20).text.splitlines()
     found = [line for line in lines if line.startswith("ibex_auth_requests_total{") and "ValidateAgent" in line]
     assert found
     return sum(float(line.rpartition(" ")[2]) for line in found)

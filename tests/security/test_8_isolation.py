@@ -197,7 +197,7 @@ def test_8_3_a_hit_of_another_org_is_dropped_counted_and_logged(
 
 
 def foreign(admin: str) -> float:
-    lines = httpx2.get(f"{admin}/metrics").text.splitlines()
+    lines = httpx2.get(f"{admin}/metrics", timeout=20).text.splitlines()
     return next(
         float(line.rpartition(" ")[2]) for line in lines if line.startswith("ibex_engine_foreign_memories_total")
     )

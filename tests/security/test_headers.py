@@ -178,7 +178,7 @@ def send_http2(caller: Caller, fields: Fields, body: bytes, trailers: Fields = (
         validate_outbound_headers=False, normalize_outbound_headers=False, header_encoding=None
     )
     answer = Http2Answer()
-    with socket.create_connection(caller.gateway.address, timeout=3) as connection:
+    with socket.create_connection(caller.gateway.address, timeout=10) as connection:
         side = h2.connection.H2Connection(config)
         side.initiate_connection()
         # As latin-1, byte for byte.

@@ -24,7 +24,8 @@ from extproc.auth.token import mint
 from extproc.stack import envoy
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address
-from tests.integration.conftest import StandIn, answers
+from tests.integration.conftest import UP_S, StandIn, answers
+from tests.integration.flood_side import connection
 from tests.integration.gate.gate_side import GateProcess
 from tests.integration.turns import valkey_side
 from tests.security.conftest import Evidence
@@ -105,7 +106,7 @@ class AuthProcess:
                 env={**os.environ, **self.environment},
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
-        eventually(answers(f"http://{self.admin}/ready"), 30)
+        eventually(answers(f"http://{self.admin}/ready"), UP_S)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -114,7 +115,7 @@ class AuthProcess:
 
     def asked(self) -> float:
         """ValidateToken calls that it answered."""
-        lines = httpx2.get(f"http://{self.admin}/metrics").text.splitlines()
+        lines = httpx2.get(f"http://{self.admin}/metrics", timeout=20).text.splitlines()
         return sum(
             float(line.rpartition(" ")[2])
             for line in lines
@@ -245,7 +246,8 @@ def test_2_8_without_an_auth_service_nothing_cold_passes_and_nothing_that_ran_ou
                 late[status] += 1
             time.sleep(0.1)
         assert set(late) == {503}
-        wrong = door.gateways["allow"].chat(headers={"authorization": "Bearer ibex_pat_wrong!"})
+        gateway = door.gateways["allow"]
+        wrong = gateway.patiently(lambda: gateway.chat(headers={"authorization": "Bearer ibex_pat_wrong!"}))
         check_refused(wrong, 401, "INVALID_TOKEN")
     finally:
         door.auth.start()
@@ -305,14 +307,14 @@ def test_4_6_and_7_3_without_redis(door: Door, provider: StandIn, setting: str) 
     caller = settled(door.caller(setting=setting))
     doomed = settled(door.through(setting, door.caller(caller.org_id)))
     eventually(lambda: caller.once().headers.get("x-ibex-auth-cached") == "true")
-    assert "x-ratelimit-limit" in caller.once().headers
+    assert "x-ratelimit-limit" in caller.chat().headers
     door.redis.kill()
     try:
         # Until the gate knows that its channel is gone.
         eventually(lambda: door.gates[setting].metric("ibex_gate_revocation_channel_alive") == 0)
         provider.clear()
         if setting == "deny":
-            eventually(lambda: caller.once().headers["retry-after"] == "5")
+            eventually(lambda: caller.once().headers.get("retry-after") == "5")
             check_refused(caller.once(), 503, "SERVICE_DEGRADED")
             assert provider.received() == []
         else:
@@ -347,7 +349,7 @@ def test_ten_thousand_wrong_tokens_neither_drown_the_auth_service_nor_keep_other
     statuses: Counter[int] = Counter()
     newcomers: list[int] = []
     while thread.is_alive():
-        statuses[warm.once().status_code] += 1
+        statuses[warm.chat().status_code] += 1  # again, where a busy gate missed its 0.3 s
         if 200 not in newcomers and sum(flood.seen.values()) > 1000:
             newcomers.append(fresh.once().status_code)
         time.sleep(0.1)
@@ -355,8 +357,7 @@ def test_ten_thousand_wrong_tokens_neither_drown_the_auth_service_nor_keep_other
     took_s = time.monotonic() - began
     assert sum(flood.seen.values()) == WRONG_TOKENS
     assert set(flood.seen) <= {401, 503}, "no wrong token passes"
-    assert statuses[200] > 0.8 * sum(statuses.values()), (statuses, "those who are known are served meanwhile")
-    assert set(statuses) <= {200, 503}
+    assert set(statuses) == {200}, (statuses, "those who are known are served meanwhile")
     # The gate asks for at most 200, and 50 a second more; each regular client once in two seconds for its agent.
     questions = door.auth.asked() - asked
     assert questions <= 250 + 60 * took_s, f"{questions} questions in {took_s:.0f} s"
@@ -379,18 +380,6 @@ class Flood:
         await asyncio.gather(*(self._one_connection(WRONG_TOKENS // CONNECTIONS) for _ in range(CONNECTIONS)))
 
     async def _one_connection(self, count: int) -> None:
-        reader, writer = await asyncio.open_connection(*self.address)
-        try:
+        async with connection(self.address, f"POST {PATH}") as ask:
             for _ in range(count):
-                token = mint()[0]
-                request = (
-                    f"POST {PATH} HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n"
-                )
-                writer.write(request.encode())
-                answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
-                length = int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n", 1)[0])
-                await asyncio.wait_for(reader.readexactly(length), 30)
-                self.seen[int(answer.split(None, 2)[1])] += 1
-        finally:
-            writer.close()
-            await writer.wait_closed()
+                self.seen[await ask(f"authorization: Bearer {mint()[0]}")] += 1

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.turns import postgres_side, valkey_side
-from tests.integration.turns.conftest import postgres, postgres_server
+from tests.integration.turns.conftest import migrated, postgres, postgres_server
 
-__all__ = ["postgres", "postgres_server", "postgres_side"]
+__all__ = ["migrated", "postgres", "postgres_server", "postgres_side"]
 
 
 @pytest.fixture

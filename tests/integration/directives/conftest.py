@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 
 from tests.integration.directives.directive_side import Side, running
-from tests.integration.turns.conftest import postgres, postgres_server
+from tests.integration.turns.conftest import migrated, postgres, postgres_server
 
-__all__ = ["postgres", "postgres_server"]
+__all__ = ["migrated", "postgres", "postgres_server"]
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as rpc
 
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address, free_port
-from tests.integration.conftest import DROPIN_IDENTITY
+from tests.integration import commands_side
+from tests.integration.conftest import DROPIN_IDENTITY, UP_S
 from tests.integration.turns import valkey_side
 from tests.integration.whole.engine_side import StubEngine, serve_engine
 from tests.unit.filter.envoy_side import request_body, request_headers, response_headers
@@ -57,7 +58,7 @@ class Process:
     def launch(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "extproc", *self.command, "--admin", self.admin],
+                [sys.executable, "-m", "tests.integration.patient_process", *self.command, "--admin", self.admin],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -66,7 +67,7 @@ class Process:
             )
 
     def await_up(self) -> None:
-        eventually(self._is_up, 40)
+        eventually(self._is_up, UP_S)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -75,7 +76,7 @@ class Process:
             self.process = None
 
     def metrics(self) -> str:
-        return httpx2.get(f"http://{self.admin}/metrics").text
+        return httpx2.get(f"http://{self.admin}/metrics", timeout=20).text
 
     def metric(self, name: str) -> float:
         return next((float(one.rpartition(" ")[2]) for one in self.metrics().splitlines() if one.startswith(name)), 0.0)
@@ -116,13 +117,8 @@ class Side:
 
     def directive(self, org: str, agent: str, *arguments: str, redis: bool = True) -> dict[str, Any]:
         """`extproc directive …`; without `redis` it tells nobody."""
-        environment = self.environment if redis else {**self.environment, "IBEX_REDIS_URL": ""}
-        command = ["directive", *arguments, "--org", org, "--agent", agent, "--data", str(self.data), "--json"]
-        done = subprocess.run(
-            [sys.executable, "-m", "extproc", *command], capture_output=True, text=True, timeout=50, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
+        command = ["directive", *arguments, "--org", org, "--agent", agent, "--data", str(self.data)]
+        answer: dict[str, Any] = commands_side.run(*command, IBEX_REDIS_URL=self.redis.url if redis else "")
         return answer
 
     def ask(self, org: str, agent: str, headers: dict[str, str] | None = None, text: str = "Who am I?") -> Seen:

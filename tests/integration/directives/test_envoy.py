@@ -10,7 +10,7 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from tests.integration.conftest import AGENT, ORG, Gateway, StandIn, patient, started
+from tests.integration.conftest import AGENT, ORG, Gateway, StandIn, started
 from tests.integration.directives.directive_side import Side, eventually
 from tests.integration.whole.engine_side import BLOCK
 
@@ -24,7 +24,7 @@ def shared_envoy(
     directory = tmp_path_factory.mktemp("envoy")
     where = provider_process.address
     filters = [shared_side.filter_address]
-    with started(envoy_binary, "dropin.yaml", directory, filters, where, patient) as gateway:
+    with started(envoy_binary, "dropin.yaml", directory, filters, where) as gateway:
         yield gateway
 
 

@@ -13,10 +13,18 @@ from tests.integration.directives.directive_side import SOON_S, Side, eventually
 from tests.integration.whole.engine_side import BLOCK
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Side]:
-    with running(tmp_path) as side:
+@pytest.fixture(scope="module")
+def broken_side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
+    with running(tmp_path_factory.mktemp("broken")) as side:
         yield side
+
+
+@pytest.fixture
+def own(broken_side: Side) -> Side:
+    """Its Redis and its service are the test's to break, and to mend; each begins with both of them well."""
+    broken_side.engine.reset()
+    eventually(broken_side.is_heard)
+    return broken_side
 
 
 def test_without_redis_changes_come_from_the_service_and_afterwards_at_once_again(
@@ -57,6 +65,7 @@ def test_with_nobody_to_ask_what_is_at_hand_is_used_and_nobody_waits(own: Side, 
     eventually(lambda: own.ask(org, agent).metadata.get("directive_version_id") is not None)
     own.directive(org, agent, "set", "Two.", redis=False)
     eventually(lambda: own.first(org, agent) == "Two.")
+    own.redis.start()
 
 
 def test_a_frozen_redis_costs_no_directive(own: Side, org: str, agent: str) -> None:

@@ -174,7 +174,7 @@ class GateProcess:
         root = Path(__file__).parents[3]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "extproc", "gate"],
+                [sys.executable, "-m", "tests.integration.patient_process", "gate"],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -197,7 +197,7 @@ class GateProcess:
         self.process.send_signal(number)
 
     def metric(self, name: str) -> float:
-        for line in httpx2.get(f"http://{self.admin}/metrics").text.splitlines():
+        for line in httpx2.get(f"http://{self.admin}/metrics", timeout=20).text.splitlines():
             if line.startswith(f"{name} "):
                 return float(line.rpartition(" ")[2])
         return 0.0

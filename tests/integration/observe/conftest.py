@@ -19,7 +19,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address
-from tests.integration.conftest import AGENT, DROPIN_IDENTITY, ORG, File, Gateway, patient, running, trust_gate
+from tests.integration.conftest import (
+    AGENT,
+    DROPIN_IDENTITY,
+    ORG,
+    File,
+    Gateway,
+    keep_pinging,
+    patient,
+    running,
+    trust_gate,
+)
 from tests.integration.http_side import AUTHORIZED
 from tests.integration.observe.transcript_provider import Provider, Script, provide
 from tests.integration.processor import Processor
@@ -154,8 +164,7 @@ def trusting(config: envoy.Node) -> None:
     """On a busy machine a healthy observer may miss a health check or a ping, and a stream would pass unobserved."""
     cluster = envoy._cluster(config, envoy.OBSERVER_CLUSTER)
     cluster["health_checks"][0]["unhealthy_threshold"] = 100
-    (options,) = cluster["typed_extension_protocol_options"].values()
-    options["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]["timeout"] = "20s"
+    keep_pinging(cluster, "20s")
 
 
 @pytest.fixture

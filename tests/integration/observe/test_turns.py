@@ -214,14 +214,7 @@ def test_many_streams_at_once_are_one_turn_each_and_no_byte_changes(watching: Wa
 
 
 def test_the_client_gets_each_event_when_it_is_sent(watching: Watched) -> None:
-    """Nothing is held back until the end: the first event arrives while the provider still waits."""
-    watching.answer_with(STREAM[0], b"".join(STREAM[1:]), pause_s=1.0)
-    started = time.monotonic()
+    """Nothing is held back until the end, which the client's own time-out does not wait for."""
+    watching.answer_with(STREAM[0], b"".join(STREAM[1:]), pause_s=60)
     with watching.gateway.client.stream("POST", CHAT, json=QUESTION) as response:
-        chunks = response.iter_raw()
-        first = next(chunks)
-        early_s = time.monotonic() - started
-        rest = b"".join(chunks)
-    late_s = time.monotonic() - started
-    assert first + rest == b"".join(STREAM)
-    assert late_s - early_s > 0.5
+        assert next(response.iter_raw()) == STREAM[0]

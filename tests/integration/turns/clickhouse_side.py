@@ -63,7 +63,7 @@ class ClickHouse:
             return 0
         process.send_signal(number)
         try:
-            return process.wait(20)
+            return process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)

@@ -21,7 +21,7 @@ import httpx2
 from extproc.stack import envoy
 from extproc.stack.child import die_with_parent
 from extproc.stack.envoy import Address
-from tests.integration.conftest import AGENT, DROPIN_IDENTITY, ORG, answers
+from tests.integration.conftest import AGENT, DROPIN_IDENTITY, ORG, answers, keep_pinging
 from tests.integration.observe.transcript_provider import Provider, Script, provide
 from tests.integration.turns import clickhouse_side, postgres_side, valkey_side
 
@@ -74,7 +74,7 @@ class Observer:
     def terminate(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     @property
     def log(self) -> str:
@@ -119,7 +119,7 @@ class Chain:
 
     def dependencies(self) -> dict[str, str]:
         """One word for each, as the observer's `/ready` has it."""
-        found: dict[str, str] = httpx2.get(f"http://{self.observer.admin}/ready").json()["dependencies"]
+        found: dict[str, str] = httpx2.get(f"http://{self.observer.admin}/ready", timeout=20).json()["dependencies"]
         return found
 
     def await_observer(self) -> None:
@@ -130,7 +130,7 @@ class Chain:
         eventually(lambda: self._stat(name) >= wanted and self._stat(healthy) == len(self.observers))
 
     def _stat(self, name: str) -> int:
-        text = httpx2.get(f"http://{self.proxy.admin}/stats", params={"filter": f"^{name}$"}).text
+        text = httpx2.get(f"http://{self.proxy.admin}/stats", params={"filter": f"^{name}$"}, timeout=20).text
         return int(text.rpartition(":")[2])
 
 
@@ -177,7 +177,10 @@ def eventually(is_so: Callable[[], bool], explain: Callable[[], Any] = lambda: "
 
 
 @contextmanager
-def chain(binary: Path, directory: Path, postgres: postgres_side.Database, observers: int = 1) -> Iterator[Chain]:
+def chain(
+    binary: Path, directory: Path, postgres: postgres_side.Database, observers: int = 1, notice_s: float = 0.0
+) -> Iterator[Chain]:
+    """`notice_s`: between SIGTERM and an observer's end, for Envoy to send new streams elsewhere."""
     with (
         valkey_side.valkey(directory / "valkey") as valkey,
         clickhouse_side.running(directory / "clickhouse") as clickhouse,
@@ -189,6 +192,7 @@ def chain(binary: Path, directory: Path, postgres: postgres_side.Database, obser
             "IBEX_BROKER_URL": valkey.url,
             "IBEX_CLICKHOUSE_URL": clickhouse.url,
             "IBEX_WATCHDOG_S": "0",
+            "IBEX_NOTICE_S": str(notice_s),
             **dict(setting.split("=", 1) for setting in DROPIN_IDENTITY[1:]),
         }
         started = [Observer(directory, settings) for _ in range(observers)]
@@ -234,5 +238,4 @@ def _be_patient(config: envoy.Node) -> None:
     envoy._http_filter(config, "ibex.observer")["typed_config"]["deferred_close_timeout"] = "60s"
     cluster = envoy._cluster(config, envoy.OBSERVER_CLUSTER)
     cluster["health_checks"][0]["timeout"] = "10s"
-    (options,) = cluster["typed_extension_protocol_options"].values()
-    options["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]["timeout"] = "20s"
+    keep_pinging(cluster, "20s")

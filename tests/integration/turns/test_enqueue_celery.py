@@ -105,7 +105,7 @@ class Celery:
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
         try:
-            eventually(lambda: process.poll() is not None or b" ready." in log_file.read_bytes(), 30)
+            eventually(lambda: process.poll() is not None or b" ready." in log_file.read_bytes(), 90)
             assert process.poll() is None, log_file.read_text()
             yield process
         finally:
@@ -237,7 +237,7 @@ def test_the_message_is_that_of_a_stock_producer(celery_python: Path, tmp_path: 
             {"id": sent.id, "session_id": sent.session_id, "org_id": sent.org_id, "traceparent": sent.traceparent}
         )
         produce = [str(celery_python), "produce.py", arguments]
-        subprocess.run(produce, cwd=tmp_path, env=celery.environment(), check=True, timeout=30)
+        subprocess.run(produce, cwd=tmp_path, env=celery.environment(), check=True, timeout=90)
         theirs = json.loads(broker.execute("RPOP", "extraction"))
         sink = RedisTasks(broker.url)
         sink.send([sent])

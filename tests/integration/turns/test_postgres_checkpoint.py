@@ -74,6 +74,10 @@ def acting_for(connection: psycopg.Connection, org_id: str) -> None:
 
 
 class TestMigrations:
+    @pytest.fixture
+    def postgres(self, bare: postgres_side.Database) -> postgres_side.Database:
+        return bare
+
     def test_they_build_the_tables_of_the_schema(self, url: str) -> None:
         migrate(url)
         engine = open_engine(url)

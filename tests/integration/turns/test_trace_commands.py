@@ -256,7 +256,7 @@ def test_follow_shows_each_new_row_once_until_it_is_interrupted(server: ClickHou
             if len(lines) >= 8:
                 break
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait(10)

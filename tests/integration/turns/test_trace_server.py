@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +22,8 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from extproc.stack.envoy import Address, free_port
-from tests.integration.turns.clickhouse_side import ClickHouse, running
+from tests.integration.turns.clickhouse_side import START_LIMIT_S, ClickHouse, answers, running
+from tests.integration.turns.valkey_side import eventually
 
 AT = datetime(2025, 3, 1, 12, 0, 0, 123_000, tzinfo=UTC)
 COLUMNS = ["number", "word", "id", "is_good", "part", "at"]
@@ -158,13 +158,19 @@ class TestHttp:
         assert "(UNKNOWN_TABLE)" in answer.text
 
     def test_ping_answers_while_a_query_runs(self, server: ClickHouse) -> None:
-        slow = threading.Thread(target=ask, args=(server,), kwargs={"body": b"SELECT sleep(2)"})
-        slow.start()
-        time.sleep(0.3)
-        pong = httpx2.get(f"http://{server.address}/ping", timeout=1.5)
-        is_running = slow.is_alive()
-        slow.join(30)
-        assert (pong.text, is_running) == ("Ok.\n", True)
+        """Within a few tries: on a busy machine the answer may be later than the query's end."""
+        is_running = False
+        for _ in range(5):
+            slow = threading.Thread(target=ask, args=(server,), kwargs={"body": b"SELECT sleep(2)"})
+            slow.start()
+            time.sleep(0.3)
+            pong = httpx2.get(f"http://{server.address}/ping", timeout=20)
+            is_running = slow.is_alive()
+            slow.join(30)
+            assert pong.text == "Ok.\n"
+            if is_running:
+                break
+        assert is_running
 
 
 def command(data: Path, address: Address) -> list[str]:
@@ -199,14 +205,14 @@ class TestProcess:
 
     def test_a_directory_in_use_is_an_error(self, server: ClickHouse) -> None:
         second = subprocess.run(
-            command(server.data, Address("127.0.0.1", free_port())), capture_output=True, timeout=30
+            command(server.data, Address("127.0.0.1", free_port())), capture_output=True, timeout=90
         )
         assert second.returncode == 1
         assert b"another process uses it" in second.stderr
         assert server.query("SELECT 1") == [(1,)]
 
     def test_a_port_in_use_is_an_error(self, server: ClickHouse, tmp_path: Path) -> None:
-        second = subprocess.run(command(tmp_path / "data", server.address), capture_output=True, timeout=30)
+        second = subprocess.run(command(tmp_path / "data", server.address), capture_output=True, timeout=90)
         assert second.returncode == 1
         assert b"address already in use" in second.stderr
 
@@ -221,17 +227,13 @@ class TestProcess:
         )
         try:
             server = ClickHouse(data, address=address)
-            for _ in range(200):
-                with socket.socket() as probe:
-                    if probe.connect_ex(address) == 0:
-                        break
-                time.sleep(0.05)
+            eventually(lambda: answers(address), START_LIMIT_S)
             server.command("CREATE TABLE t (n UInt64) ENGINE = MergeTree ORDER BY n")
             ask(server, body=b"1\n2\n", query="INSERT INTO t FORMAT TSV").raise_for_status()
             assert server.query("SELECT count() FROM t") == [(2,)]
         finally:
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         assert list(elsewhere.iterdir()) == []
         assert list((data / "incoming").iterdir()) == []
 

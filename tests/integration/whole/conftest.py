@@ -20,7 +20,8 @@ from typing_extensions import override
 
 from extproc.stack import envoy
 from extproc.stack.envoy import Address
-from tests.integration.conftest import DROPIN_IDENTITY, Change, Gateway, StandIn, answers, patient, running, started
+from tests.integration import commands_side
+from tests.integration.conftest import DROPIN_IDENTITY, Gateway, StandIn, answers, running, started
 from tests.integration.otlp import Receiver, receive_spans
 from tests.integration.patient_stack import patience
 from tests.integration.whole.engine_side import StubEngine, serve_engine
@@ -70,11 +71,8 @@ class Stack:
     def remember(self, text: str, user: str) -> str:
         """Through the command, as a user does; returns the memory's id."""
         owner = ["--org", self.described["org_id"], "--agent", self.described["agent_id"], "--user", user]
-        command = ["memory", "add", text, *owner, "--data", self.described["state_dir"], "--json"]
-        done = subprocess.run(
-            [sys.executable, "-m", "extproc", *command], capture_output=True, text=True, timeout=30, check=True
-        )
-        return str(json.loads(done.stdout)["id"])
+        command = ["memory", "add", text, *owner, "--data", self.described["state_dir"]]
+        return str(commands_side.run(*command, IBEX_DATABASE_URL="")["id"])
 
 
 @pytest.fixture(scope="session")
@@ -139,15 +137,13 @@ class Drill:
     def outcomes(self, outcome: str) -> float:
         """How often the filter counted it."""
         name = f'ibex_extproc_requests_total{{outcome="{outcome}"}} '
-        lines = httpx2.get(f"{self.admin}/metrics").text.splitlines()
+        lines = httpx2.get(f"{self.admin}/metrics", timeout=20).text.splitlines()
         return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
 @contextmanager
-def drill(
-    binary: Path, provider: StandIn, directory: Path, change: Change | None = None, *settings: str
-) -> Iterator[Drill]:
-    """`settings` of the filter, as in "IBEX_BUDGET_MS=1000"."""
+def drill(binary: Path, provider: StandIn, directory: Path, *settings: str, is_patient: bool = True) -> Iterator[Drill]:
+    """`settings` of the filter, as in "IBEX_BUDGET_MS=1000". `is_patient`: Envoy, with the filter."""
     engine = StubEngine()
     filter_address, admin = Address("127.0.0.1", envoy.free_port()), Address("127.0.0.1", envoy.free_port())
     with serve_engine(engine) as engine_address:
@@ -158,7 +154,9 @@ def drill(
             running(
                 [*environment, sys.executable, "-m", "extproc", *command], answers(f"http://{admin}/ready")
             ) as process,
-            started(binary, "dropin.yaml", directory, [filter_address], provider.address, change) as gateway,
+            started(
+                binary, "dropin.yaml", directory, [filter_address], provider.address, is_patient=is_patient
+            ) as gateway,
         ):
             yield Drill(gateway, engine, process, provider, f"http://{admin}")
 
@@ -166,7 +164,7 @@ def drill(
 @pytest.fixture
 def fresh_drill(envoy_binary: Path, provider: StandIn, tmp_path: Path) -> Iterator[Drill]:
     """For tests that kill the filter."""
-    with drill(envoy_binary, provider, tmp_path) as running_drill:
+    with drill(envoy_binary, provider, tmp_path, is_patient=False) as running_drill:
         yield running_drill
 
 
@@ -174,7 +172,7 @@ def fresh_drill(envoy_binary: Path, provider: StandIn, tmp_path: Path) -> Iterat
 def shared_drill(
     envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Drill]:
-    with drill(envoy_binary, provider_process, tmp_path_factory.mktemp("drill"), patient) as running_drill:
+    with drill(envoy_binary, provider_process, tmp_path_factory.mktemp("drill")) as running_drill:
         yield running_drill
 
 
@@ -183,7 +181,7 @@ def shared_patient_drill(
     envoy_binary: Path, provider_process: StandIn, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Drill]:
     directory = tmp_path_factory.mktemp("patient")
-    with drill(envoy_binary, provider_process, directory, patient, "IBEX_BUDGET_MS=1000") as running_drill:
+    with drill(envoy_binary, provider_process, directory, "IBEX_BUDGET_MS=1000") as running_drill:
         yield running_drill
 
 

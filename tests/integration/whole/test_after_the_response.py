@@ -18,6 +18,7 @@ import httpx2
 import pytest
 import redis
 
+from tests.integration import commands_side
 from tests.integration.whole.conftest import Stack
 from tests.integration.whole.test_memory import QUESTION, WAYS, Ask
 
@@ -70,7 +71,7 @@ def trace(stack: Stack, request_id: str) -> dict[str, Any]:
 def extproc(stack: Stack, *arguments: str) -> str:
     environment = {"IBEX_STATE_DIR": stack.described["state_dir"], "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "extproc", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -123,10 +124,11 @@ def test_a_providers_error_leaves_a_trace_and_no_checkpoint(stack: Stack, user: 
 
 def test_a_request_that_the_gate_refuses_leaves_a_trace_and_nothing_else(stack: Stack, user: str) -> None:
     """Where org and agent are known; who has no token is nobody's."""
-    owner = ["--org", stack.described["org_id"]]
-    agent = json.loads(extproc(stack, "agent", "create", "paused", *owner, *in_its_directory(stack), "--json"))["id"]
-    token = extproc(stack, "token", "create", "paused", *owner, "--agent", agent, *in_its_directory(stack)).strip()
-    extproc(stack, "agent", "pause", agent, *owner, *in_its_directory(stack))
+    owner = ["--org", stack.described["org_id"], "--data", stack.described["state_dir"]]
+    settings = {"IBEX_DATABASE_URL": "", "IBEX_REDIS_URL": ""}
+    agent = commands_side.run("agent", "create", "paused", *owner, **settings)["id"]
+    token = commands_side.run("token", "create", "paused", *owner, "--agent", agent, **settings)["token"]
+    commands_side.run("agent", "pause", agent, *owner, **settings)
     own = {"authorization": f"Bearer {token}", "x-ibex-user-id": user}
     stranger = ask(stack, "Hello.", authorization="Bearer nonsense")
     response = ask(stack, "Hello.", **own)
@@ -139,10 +141,6 @@ def test_a_request_that_the_gate_refuses_leaves_a_trace_and_nothing_else(stack: 
     with closing(clickhouse_connect.get_client(dsn=stack.described["traces"])) as client:
         query = "SELECT count() FROM ibex.llm_traces WHERE status_code = 401"
         assert client.command(query) == 0
-
-
-def in_its_directory(stack: Stack) -> tuple[str, str]:
-    return "--data", stack.described["state_dir"]
 
 
 def test_a_trace_says_how_long_the_gate_took(stack: Stack, user: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from extproc.stack import envoy
 from tests.integration.conftest import answers, running
+from tests.integration.patient_stack import patience
 from tests.integration.whole.conftest import Stack
 
 
@@ -26,7 +27,7 @@ def extproc(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
 
 
@@ -110,18 +111,21 @@ def test_a_second_up_in_one_directory_or_at_one_address_is_refused(stack: Stack,
     check_refused(extproc("up", "--data", str(tmp_path), "--listen", taken), taken.rpartition(":")[2])
 
 
-def start_once(state: Path, token: str | None = None) -> tuple[dict[str, Any], str]:
+def start_once(envoy_binary: Path, state: Path, token: str | None = None) -> tuple[dict[str, Any], str]:
     """What `extproc up` says of itself, and its standard error; asks the gateway with the token in between.
 
     Ended with SIGTERM, it leaves no process behind.
     """
     command = [sys.executable, "-m", "extproc", "up", "--json", "--data", str(state)]
     command += ["--listen", f"127.0.0.1:{envoy.free_port()}"]
-    deadline = time.monotonic() + 40
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, **patience(envoy_binary, state.with_name("patient"))}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         described = json.loads(process.stdout.readline())
+        deadline = time.monotonic() + 40
         own = {"authorization": f"Bearer {token or described['token']}"}
         url = f"{described['gateway']}/v1/models"
         models = httpx2.get(url, headers=own, timeout=10)
@@ -136,12 +140,12 @@ def start_once(state: Path, token: str | None = None) -> tuple[dict[str, Any], s
 
 
 @pytest.mark.timeout(300)  # two whole stacks, one after the other
-def test_the_token_is_shown_at_the_first_start_and_lasts(tmp_path: Path) -> None:
-    token = start_once(tmp_path)[0]["token"]
+def test_the_token_is_shown_at_the_first_start_and_lasts(envoy_binary: Path, tmp_path: Path) -> None:
+    token = start_once(envoy_binary, tmp_path / "state")[0]["token"]
     assert token.startswith("ibex_pat_")
-    described, said = start_once(tmp_path, token)
+    described, said = start_once(envoy_binary, tmp_path / "state", token)
     assert described["token"] is None
-    assert f'token create "another" --agent {described["agent_id"]} --data {tmp_path}' in said
+    assert f'token create "another" --agent {described["agent_id"]} --data {tmp_path / "state"}' in said
     kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert token.encode() not in kept
 
@@ -189,11 +193,11 @@ def test_sigterm_lets_a_filter_end_well() -> None:
     with running(command, answers(f"http://{admin}/ready")) as process:
         assert httpx2.get(f"http://{admin}/health").json() == {"process": "filter", "status": "ok"}
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_filter_pod_imports_neither_database_nor_queue() -> None:
     program = "import sys, extproc.cli, extproc.filter.service; print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90, check=True)
     for module in ("sqlalchemy", "alembic", "sqlite3", "celery", "redis", "Stemmer", "yaml"):
         assert f"'{module}'" not in done.stdout

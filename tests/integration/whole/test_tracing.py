@@ -1,19 +1,26 @@
 from __future__ import annotations
 
+import httpx2
+
 from tests.integration.otlp import ReceivedSpan
 from tests.integration.whole.conftest import Stack
+from tests.integration.whole.test_memory import settled
 
 MEMORY = "The user's favourite instrument is the theremin."
 QUESTION = "Which instrument is my favourite?"
 
 
-def test_the_memories_of_a_request_are_in_envoys_own_trace(stack: Stack, user: str) -> None:
-    memory_id = stack.remember(MEMORY, user)
+def ask(stack: Stack, headers: dict[str, str]) -> tuple[httpx2.Headers, str]:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": QUESTION}]}
-    headers = {"x-ibex-user-id": user, "x-ibex-session-id": "s9"}
     with stack.client() as client:
         response = client.post("/v1/chat/completions", json=body, headers=headers)
-    request_id = response.headers["x-request-id"]
+        return response.headers, response.text
+
+
+def test_the_memories_of_a_request_are_in_envoys_own_trace(stack: Stack, user: str) -> None:
+    memory_id = stack.remember(MEMORY, user)
+    answered, _ = settled(ask, stack, {"x-ibex-user-id": user, "x-ibex-session-id": "s9"}, memories=1)
+    request_id = answered["x-request-id"]
 
     def is_ours(name: str) -> ReceivedSpan:
         return stack.spans.wait_for(

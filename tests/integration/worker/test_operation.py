@@ -31,13 +31,13 @@ def admin() -> str:
 
 def metrics(admin: str) -> dict[str, float]:
     """All samples, by name and labels as they are written."""
-    text = httpx2.get(f"http://{admin}/metrics", trust_env=False).text
+    text = httpx2.get(f"http://{admin}/metrics", trust_env=False, timeout=20).text
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}
 
 
 def ready(admin: str) -> tuple[int, Any]:
-    response = httpx2.get(f"http://{admin}/ready", trust_env=False)
+    response = httpx2.get(f"http://{admin}/ready", trust_env=False, timeout=20)
     return response.status_code, response.json()["dependencies"]
 
 
@@ -59,7 +59,10 @@ def test_what_a_worker_did_is_counted_whoever_of_its_processes_did_it(on_sqlite:
     assert shown["ibex_worker_redacted_total"] >= 1
     assert shown["ibex_worker_task_seconds_count"] == 2
     assert shown["ibex_worker_last_success_timestamp_seconds"] > 1_600_000_000
-    assert httpx2.get(f"http://{admin}/health", trust_env=False).json() == {"process": "worker", "status": "ok"}
+    assert httpx2.get(f"http://{admin}/health", trust_env=False, timeout=20).json() == {
+        "process": "worker",
+        "status": "ok",
+    }
     eventually(lambda: metrics(admin)["ibex_worker_queue_length"] == 0, on_sqlite.log)
     eventually(lambda: ready(admin) == (200, {"broker": "ok", "store": "ok"}), on_sqlite.log)
 
@@ -90,7 +93,7 @@ def test_a_worker_that_leaves_tasks_in_the_queue_is_not_alive(on_sqlite: Place, 
     worker = on_sqlite.start(IBEX_ADMIN_LISTEN=admin, IBEX_WORKER_LIMIT_S="2")
 
     def health() -> int:
-        return httpx2.get(f"http://{admin}/health", trust_env=False).status_code
+        return httpx2.get(f"http://{admin}/health", trust_env=False, timeout=20).status_code
 
     assert health() == 200
     worker.send_signal(signal.SIGSTOP)

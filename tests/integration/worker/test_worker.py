@@ -30,7 +30,7 @@ def once(contents: Counter[tuple[str, str]], texts: list[str]) -> bool:
 
 def extproc(place: Place, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "extproc", *arguments], capture_output=True, text=True, timeout=60, env=place.environment
+        [sys.executable, "-m", "extproc", *arguments], capture_output=True, text=True, timeout=90, env=place.environment
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -28,7 +28,7 @@ from extproc.turns.turn import End, Entry, Turn, TurnText, checkpoint_id, sessio
 from extproc.worker.failed import FailedTask, FailedTasks
 from tests.integration.turns import valkey_side
 
-LIMIT_S = 60
+LIMIT_S = 90
 ORG = "0b0e7a52-6c1c-4b3e-9f0e-5d0c2a1b3c4d"
 AGENT = "7f6d5c4b-3a29-4817-a6f5-e4d3c2b1a090"
 RETENTION_S = 86_400

@@ -33,6 +33,7 @@ from extproc.memory.database import Database
 from extproc.memory.lane import Lane
 from extproc.memory.store import StoreError
 from extproc.telemetry.logs import configure_logs
+from tests.ranks import rank_test
 from tests.unit.auth.service_side import Client, refused, running
 
 HOUR = timedelta(hours=1)
@@ -183,7 +184,8 @@ class TestValidateAgent:
                 await refused(client.validate_agent(one.id, agent_id, one.token), StatusCode.PERMISSION_DENIED)
                 took[kind].append((time.perf_counter() - began) * 1000)
         medians = {kind: statistics.median(times) for kind, times in took.items()}
-        assert abs(medians["unknown"] - medians["foreign"]) < 5
+        is_close = abs(medians["unknown"] - medians["foreign"]) < 5
+        assert is_close or rank_test(*took.values()) > 0.001, medians
 
 
 class TestManagement:

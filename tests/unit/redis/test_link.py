@@ -94,7 +94,7 @@ async def test_answers_come_back_in_order() -> None:
 
 async def test_an_answer_that_does_not_come_is_a_timeout_and_then_a_lost_connection() -> None:
     async with linked(lambda _command: b"") as link:
-        assert await asyncio.wait_for(link.ask(b"*1\r\n$1\r\nX\r\n"), 5) is LinkProblem.TIMEOUT
+        assert await asyncio.wait_for(link.ask(b"*1\r\n$1\r\nX\r\n"), 20) is LinkProblem.TIMEOUT
         for _ in range(100):
             if not link.is_up:
                 break
@@ -117,7 +117,7 @@ async def test_a_late_answer_is_not_taken_for_the_next_ones() -> None:
 
 async def test_rubbish_ends_the_connection() -> None:
     async with linked(lambda _command: b"HTTP/1.1 400\r\n\r\n", timeout_s=5) as link:
-        assert await asyncio.wait_for(link.ask(encode_command("X")), 2) is LinkProblem.DOWN
+        assert await asyncio.wait_for(link.ask(encode_command("X")), 20) is LinkProblem.DOWN
 
 
 async def test_with_nobody_there_a_question_does_not_wait() -> None:
@@ -145,5 +145,5 @@ async def test_it_can_be_closed_in_the_moment_in_which_an_attempt_ends(
     refused.set_result(None)
     for _ in range(ticks):
         await asyncio.sleep(0)
-    await asyncio.wait_for(link.close(), 2)
+    await asyncio.wait_for(link.close(), 20)
     starting.cancel()

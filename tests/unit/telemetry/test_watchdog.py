@@ -15,7 +15,7 @@ PROGRAM = """
 import asyncio, sys, time
 from extproc.telemetry.watchdog import Watchdog
 async def main():
-    watchdog = Watchdog(0.4)
+    watchdog = Watchdog({limit_s})
     watchdog.start()
     print("started", flush=True)
     {body}
@@ -24,10 +24,12 @@ asyncio.run(main())
 """
 
 
-def run(body: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def program(body: str, limit_s: float) -> list[str]:
+    return [sys.executable, "-c", PROGRAM.format(body=body, limit_s=limit_s)]
+
+
+def run(body: str, limit_s: float = 0.4) -> subprocess.Popen[str]:
+    process = subprocess.Popen(program(body, limit_s), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     return process
@@ -41,16 +43,16 @@ def test_a_loop_that_stands_still_ends_the_process() -> None:
 
 
 def test_a_loop_that_ticks_is_left_alone() -> None:
-    with run("await asyncio.sleep(1.5)") as process:
-        assert process.wait(10) == 0
+    with run("await asyncio.sleep(2.5)", limit_s=1.0) as process:
+        assert process.wait(20) == 0
 
 
 def test_a_process_that_was_frozen_and_goes_on_is_left_alone() -> None:
-    with run("await asyncio.sleep(2)") as process:
+    with run("await asyncio.sleep(2.5)", limit_s=1.0) as process:
         os.kill(process.pid, signal.SIGSTOP)
-        time.sleep(1.0)
+        time.sleep(2.0)
         os.kill(process.pid, signal.SIGCONT)
-        assert process.wait(10) == 0
+        assert process.wait(20) == 0
 
 
 def test_a_reader_that_stopped_does_not_keep_a_stalled_process_alive() -> None:
@@ -61,9 +63,7 @@ def test_a_reader_that_stopped_does_not_keep_a_stalled_process_alive() -> None:
         while True:
             os.write(writer, b"x" * 65536)
     os.set_blocking(writer, True)
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(body="time.sleep(20)")], stdout=writer, stderr=writer
-    )
+    process = subprocess.Popen(program("time.sleep(20)", 0.4), stdout=writer, stderr=writer)
     try:
         assert process.wait(15) == EXIT_STALLED
     finally:

@@ -120,7 +120,7 @@ class Traces:
         self.is_closed = True
 
 
-def wait_for(is_so: Callable[[], object], timeout_s: float = 10.0) -> None:
+def wait_for(is_so: Callable[[], object], timeout_s: float = 45.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -332,7 +332,7 @@ class TestSweeper:
         monkeypatch.setattr(its, "claim_sweep", broken)
         failed_before = REGISTRY.get_sample_value("ibex_sweeps_failed_total") or 0
         sweeper.start()
-        for _ in range(500):
+        for _ in range(4500):
             if len(swept) >= 4:
                 break
             await asyncio.sleep(0.01)

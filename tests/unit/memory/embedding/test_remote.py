@@ -137,7 +137,7 @@ def test_a_service_that_answers_in_drops_meets_the_deadline(service: Service) ->
     began = time.monotonic()
     with pytest.raises(EmbedderUnavailable, match="did not answer"):
         open_embedder(choice).embed(["tea"])
-    assert time.monotonic() - began < 5  # all of it would take twelve seconds
+    assert time.monotonic() - began < 10  # all of it would take twelve seconds
 
 
 def test_a_service_that_is_gone_is_a_typed_error(service: Service) -> None:
