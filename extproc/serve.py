@@ -80,6 +80,9 @@ _KEPT_DIRECTIVE_BYTES = 64 * 1024 * 1024
 _CLOSE_LIMIT_S = 2.0
 """For each part. The outbox's file is closed by the kernel if a disk that hangs takes longer."""
 
+_TAKING_SHARE = 0.25
+"""Of the seconds to end: where nobody heeds the notice new requests never stop coming, and those that run shall end."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Running:
@@ -90,8 +93,8 @@ class _Running:
     closers: list[Callable[[], Awaitable[None]]]
     """Called in order after the last request."""
     takers: list[Callable[[float], Awaitable[None]]]
-    """Called when no new requests come, for those that have arrived and are not taken yet; with the seconds that it may
-    take, which are those for running ones to end."""
+    """Called when no new requests should come, for those that have arrived and are not taken yet; with the seconds that
+    it may take, a share of those for running ones to end."""
     stoppers: list[Callable[[], None]]
     """Called when no new requests are taken, before running ones may end."""
     stopping: asyncio.Event
@@ -560,7 +563,7 @@ async def _process(
         await asyncio.sleep(settings.notice_s)
         drained_by = time.monotonic() + settings.drain_s
         for take in running.takers:
-            await take(settings.drain_s)
+            await take(settings.drain_s * _TAKING_SHARE)
         for stop in running.stoppers:
             stop()
         await server.stop(max(0.0, drained_by - time.monotonic()))

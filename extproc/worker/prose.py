@@ -60,12 +60,40 @@ QUOTE_MARK = "\N{REFERENCE MARK}"
 _SENTENCE_END = re.compile(
     r"(?<=[.!?…])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St|vs)\.)(?<!\b(?:Mrs|e\.g|i\.e|etc)\.)[\"')\]]*\s+|\n+|(?<=[。！？])"
 )
-_QUESTION_WORDS: Final = frozenset(
-    """what what's whats who who's whom whose where where's when when's why how how's which can could do does did am is
-    are was were should would will shall may has have had isn't aren't doesn't didn't can't couldn't wouldn't
-    was wer wo wann warum wie welche welcher welches wieso woher wohin kannst où quand pourquoi comment quel quelle
-    combien qué quién dónde cuándo cómo cuál cuánto""".split()  # noqa: SIM905 (a table of words)
+_ASKING: Final = frozenset(
+    """what what's whats who who's whom whose where where's when when's why how how's which wer wo wann warum wie welche
+    welcher welches wieso woher wohin kannst où quand pourquoi comment quel quelle combien qué quién dónde cuándo cómo
+    cuál cuánto""".split()  # noqa: SIM905 (a table of words)
 )
+_AUXILIARIES: Final = frozenset(
+    """can could do does did am is are was were should would will shall may has have had isn't aren't doesn't didn't
+    can't couldn't wouldn't""".split()  # noqa: SIM905
+)
+_GREETING = re.compile(
+    r"(?:hi|hello|hey|hiya|good (?:morning|afternoon|evening)|hallo|guten tag|bonjour|salut|hola)"
+    r"(?: there| again| all| everyone)?(?:,? [A-ZÀ-Þ][\w'-]{1,20}(?=[,!]))?[,.!]* +",
+    re.IGNORECASE,
+)
+_LEADS_ON = re.compile(
+    r"(?:(?:ok|okay|so|and|but|well|oh|then)[,.!]* +){1,2}"
+    r"(?=(?:what|where|when|who|whose|why|how|which)(?:'?s)? (?:is|are|was|were|do|does|did|can|could|should|would|"
+    r"will|to|many|much|old|long|about)\b|(?:what|where|who|when|how)'?s\b"
+    r"|(?:can|could|should|would|will|does|did) (?:you|it|they|he|she|there)\b)",
+    re.IGNORECASE,
+)
+"""`So am I` says something."""
+_TELLS = re.compile(
+    r"what an? |(?:when|where|what|how|why|who) (?:i|i'm|i've|we|my|our|he|she|they)\b(?=(?:\W+\w+){3})"
+    r"(?!.*\b(?:is|are|am|was|were|be)\W*$)",
+    re.IGNORECASE,
+)
+"""`When I was twelve we moved to Oslo`; not `what my name is`."""
+_SUBJECT = re.compile(
+    r"\S+ (?:(?i:i|you|we|he|she|it|they|there|this|that|these|those|my|your|his|her|its|our|their|the|an?|any|some|"
+    r"anyone|anybody|someone|somebody|everyone|everybody|one|both|all|so|ist|sind|war|kann|soll|mag|macht|ich|du|wir)\b"
+    r"|[A-ZÀ-Þ])"
+)
+"""Behind an auxiliary that asks. Without one nobody is asked: `Will be in Paris`, `Can't eat gluten`."""
 _STATING_AUXILIARY = re.compile(r"(?:have|do|is|was|are|will|had|am) (?:been|not|to|a|an|the|my)\b", re.IGNORECASE)
 _PLEASANT: Final = frozenset(
     """hi hello hey hiya yo greetings good morning afternoon evening night there everyone all thanks thank you thx ty
@@ -129,13 +157,20 @@ def sentences(prose: str) -> list[str]:
 
 
 def is_question(sentence: str) -> bool:
-    """By its mark, or by the word it begins with."""
+    """By its mark, or by how it begins, behind a greeting."""
     if sentence.rstrip("\"')” ").endswith(("?", "？", "؟")):
         return True
-    first = _WORD.search(sentence)
+    begins = _GREETING.match(sentence)
+    begins = _LEADS_ON.match(sentence, begins.end() if begins else 0) or begins
+    first = _WORD.search(sentence, begins.end() if begins else 0)
+    if first is None:
+        return False
+    word = first[0].lower().replace("’", "'")
+    if word in _ASKING:
+        return _TELLS.match(sentence, first.start()) is None
     return (
-        first is not None
-        and first[0].lower().replace("’", "'") in _QUESTION_WORDS
+        word in _AUXILIARIES
+        and _SUBJECT.match(sentence, first.start()) is not None
         and not _STATING_AUXILIARY.match(sentence, first.start())
     )
 

@@ -37,13 +37,43 @@ def test_sentences_end_at_marks_and_lines_but_not_at_titles() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Where do I live?", "I live in which time zone?", "where do I live", "Is it so", "¿Dónde vivo?", "Wo wohne ich"],
+    [
+        "Where do I live?",
+        "I live in which time zone?",
+        "where do I live",
+        "Is it so",
+        "¿Dónde vivo?",
+        "Wo wohne ich",
+        "hi what is my name",
+        "Hello Claude, can I eat this peanut butter",
+        "ok so where did I park",
+        "and can you book it",
+        "what my name is",
+        "was ist mein Name",
+        "has Anna called",
+    ],
 )
 def test_questions(text: str) -> None:
     assert is_question(text)
 
 
-@pytest.mark.parametrize("text", ["I live in Rome.", "Don't use tabs.", "Have been there twice.", "Whatever works."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I live in Rome.",
+        "Don't use tabs.",
+        "Have been there twice.",
+        "Whatever works.",
+        "When I was twelve we moved to Oslo.",
+        "What I like most is hiking.",
+        "What a day at the lake!",
+        "Can't eat gluten.",
+        "hi, will be in Paris on Friday",
+        "Was at the dentist today",
+        "May is my favourite month.",
+        "so is my brother",
+    ],
+)
 def test_no_questions(text: str) -> None:
     assert not is_question(text)
 
