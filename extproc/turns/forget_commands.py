@@ -37,6 +37,7 @@ StateOption = Annotated[
     Path | None,
     typer.Option("--state", help="directory of the outboxes; else --data, else IBEX_STATE_DIR", metavar="DIR"),
 ]
+YesOption = Annotated[bool, typer.Option("--yes", help="do not ask")]
 
 
 @app.command()
@@ -48,7 +49,7 @@ def forget(
     everything: Annotated[
         bool, typer.Option("--all", help="all that --user ever said; without --user, all of the agent's own")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    yes: YesOption = False,
     data: DataOption = None,
     state: StateOption = None,
     as_json_: JsonOption = False,
@@ -57,7 +58,7 @@ def forget(
     namespace = whose(org, agent, user, data)
     if bool(memory_id) == everything:
         fail("say what to forget: either the id of a memory or --all")
-    owner = f"user {user}" if user else "the agent itself"
+    owner = _owner(namespace)
     if not everything:
         _forget_one(namespace, memory_id, owner, data, as_json=as_json_)
         return
@@ -87,6 +88,7 @@ def forget_in_outboxes(
     until: Annotated[
         str, typer.Option("--until", help="when it was forgotten, as `memory forget` said; none: now")
     ] = "",
+    yes: YesOption = False,
     state: StateOption = None,
     data: DataOption = None,
     as_json_: JsonOption = False,
@@ -94,14 +96,21 @@ def forget_in_outboxes(
     """Erase the texts of one owner that wait here, after `extproc memory forget --all` on another machine."""
     from extproc.turns.forgetting import erase_outbox_texts
 
-    namespace = whose(org, agent, user, data)
+    namespace, moment = whose(org, agent, user, data), _moment(until)
     directory = _state_directory(state, data)
-    erased = erase_outbox_texts(directory, namespace, _moment(until))
+    if not yes:
+        whom = f"{_owner(namespace)} (agent {namespace.agent_id})"
+        typer.confirm(f"Erase every text of {whom} that waits in {directory}?", abort=True, err=True)
+    erased = erase_outbox_texts(directory, namespace, moment)
     if as_json_:
         typer.echo(json.dumps(_outboxes_as_json(erased)))
     else:
         typer.echo(_outboxes(erased, directory))
     _end(erased)
+
+
+def _owner(namespace: Namespace) -> str:
+    return "the agent itself" if namespace.user_id is None else f"user {namespace.user_id}"
 
 
 def _forget_one(namespace: Namespace, memory_id: str, owner: str, data: Path | None, *, as_json: bool) -> None:
@@ -128,7 +137,7 @@ def _tell(
         _outboxes(erased, directory),
         f"Of what {owner} had said until {until.isoformat()} workers learn nothing any more, wherever it waits.",
         "Not reached: state directories of other machines; there run",
-        f"  extproc outbox forget {printable(options)} --until {until.isoformat()}",
+        f"  extproc outbox forget {printable(options)} --until {until.isoformat()} --yes",
         "Not reached either: backups, exports and replicas of the database.",
     ):
         typer.echo(line)

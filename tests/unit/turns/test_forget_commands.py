@@ -44,7 +44,7 @@ class Shell:
 
     def forgotten_elsewhere(self, *arguments: str) -> Any:
         """By `extproc outbox forget`, in a process of its own: this one has the outbox open."""
-        options = ["--org", ORG, "--agent", AGENT, "--state", str(self.data), "--json", *arguments]
+        options = ["--org", ORG, "--agent", AGENT, "--state", str(self.data), "--json", "--yes", *arguments]
         command = [sys.executable, "-m", "extproc", "outbox", "forget", *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=50)
         assert done.returncode == 0, done.stderr
@@ -167,6 +167,14 @@ def test_it_says_what_it_cannot_reach_and_what_to_run_there(shell: Shell) -> Non
     result = CliRunner().invoke(outbox_app, [*command[2:], "--state", str(shell.data)], catch_exceptions=False)
     assert result.exit_code == 0
     assert "0 texts erased in 0 outboxes" in result.stdout
+
+
+def test_texts_in_outboxes_are_not_erased_unasked(shell: Shell) -> None:
+    options = ["--org", ORG, "--agent", AGENT, "--user", "ana", "--state", str(shell.data)]
+    result = CliRunner().invoke(outbox_app, ["forget", *options], input="n\n")
+    assert result.exit_code == 1
+    assert "Erase every text of user ana" in result.stderr
+    assert "erased" not in result.stdout
 
 
 def test_a_time_that_is_none_is_said(shell: Shell) -> None:
