@@ -29,9 +29,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as directory:
         parts = Parts(Path(directory))
-        known = report.conditions(plan, options.set_ups)
+        known = report.conditions(plan, options.set_ups, options.bare_engine_ms)
         try:
-            start(parts, options.set_ups)
+            start(parts, options.set_ups, options.bare_engine_ms / 1000)
             closed, rate, opened = asyncio.run(asyncio.wait_for(_measure_all(plan, parts.set_ups), plan.limit_s))
         except (PartsError, LoadError, TimeoutError) as error:
             print(f"bench.overhead: {str(error) or 'the run took too long'}", file=sys.stderr)
@@ -55,6 +55,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the printed Markdown")
     parser.add_argument(
         "--set-ups", default="ABC", metavar="KEYS", help=", ".join(f"{key}: {title}" for key, title in TITLES.items())
+    )
+    parser.add_argument(
+        "--bare-engine-ms", type=float, default=0.0, metavar="MS", help="how long B's engine waits before it answers"
     )
     options = parser.parse_args()
     if not options.set_ups or set(options.set_ups) - set(TITLES) or len(set(options.set_ups)) < len(options.set_ups):

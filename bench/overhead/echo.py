@@ -4,7 +4,7 @@ The processor gets the same messages as the filter (request headers, buffered re
 engine once with bytes, and replies: continue, the body unchanged as a mutation with its `content-length`, four response
 headers. No JSON, no identity, no spans, no metrics, no logs. Server and channel options are the filter's own.
 
-`python -m bench.overhead.echo processor HOST:PORT ENGINE` and `python -m bench.overhead.echo engine HOST:PORT`
+`python -m bench.overhead.echo processor HOST:PORT ENGINE` and `python -m bench.overhead.echo engine HOST:PORT SECONDS`
 """
 
 from __future__ import annotations
@@ -84,10 +84,6 @@ def _mutation(headers: tuple[tuple[str, bytes], ...]) -> ext_proc.HeaderMutation
     )
 
 
-async def _answer(_request: bytes, _context: object) -> bytes:
-    return _ANSWER
-
-
 def _processor_handler(engine: str) -> grpc.GenericRpcHandler:
     method = grpc.stream_stream_rpc_method_handler(
         _Processor(engine).process,
@@ -97,14 +93,19 @@ def _processor_handler(engine: str) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(SERVICE_NAME, {"Process": method})
 
 
-def _engine_handler() -> grpc.GenericRpcHandler:
+def _engine_handler(answer_s: float) -> grpc.GenericRpcHandler:
+    async def answer(_request: bytes, _context: object) -> bytes:
+        if answer_s:
+            await asyncio.sleep(answer_s)
+        return _ANSWER
+
     service, method = _ENGINE_METHOD.strip("/").split("/")
-    return grpc.method_handlers_generic_handler(service, {method: grpc.unary_unary_rpc_method_handler(_answer)})
+    return grpc.method_handlers_generic_handler(service, {method: grpc.unary_unary_rpc_method_handler(answer)})
 
 
-async def _serve(role: str, listen: str, engine: str) -> None:
+async def _serve(role: str, listen: str, more: str) -> None:
     server = grpc.aio.server(options=server_options(_MAX_BODY_BYTES))
-    handler = _processor_handler(engine) if role == "processor" else _engine_handler()
+    handler = _processor_handler(more) if role == "processor" else _engine_handler(float(more))
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(listen)
     await server.start()
@@ -115,8 +116,8 @@ async def _serve(role: str, listen: str, engine: str) -> None:
 
 
 def main() -> None:
-    role, listen, *engine = sys.argv[1:]
-    uvloop.run(_serve(role, listen, engine[0] if engine else ""))
+    role, listen, more = sys.argv[1:]
+    uvloop.run(_serve(role, listen, more))
 
 
 if __name__ == "__main__":

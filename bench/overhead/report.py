@@ -25,10 +25,11 @@ _PACKAGES = ("ibex-extproc", "grpcio", "protobuf", "uvloop", "opentelemetry-sdk"
 _MEGABYTE = 1024 * 1024
 
 
-def conditions(plan: Plan, set_ups: str) -> dict[str, Any]:
+def conditions(plan: Plan, set_ups: str, bare_engine_ms: float) -> dict[str, Any]:
     """What has to be known to read the numbers."""
     return {
-        "command": f"python -m bench.overhead{' --quick' * (plan is QUICK)} --set-ups {set_ups}",
+        "command": f"python -m bench.overhead{' --quick' * (plan is QUICK)} --set-ups {set_ups}"
+        + (f" --bare-engine-ms {bare_engine_ms:g}" if bare_engine_ms else ""),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpus": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",

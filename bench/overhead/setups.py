@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import uuid_utils
@@ -59,12 +60,19 @@ class Parts:
         return None
 
 
-def start(parts: Parts, keys: str) -> None:
-    """Start the upstream and the set-ups named by `keys`. Raises PartsError; the caller stops `parts` all the same."""
+def start(parts: Parts, keys: str, bare_engine_s: float = 0.0) -> None:
+    """Start the upstream and the set-ups named by `keys`; B's engine waits so long before it answers.
+
+    Raises PartsError; the caller stops `parts` all the same.
+    """
     upstream = envoy.free_port()
     _start_module(parts, "upstream", "bench.overhead.upstream", _address(upstream))
     _wait_for_port(parts.children[-1], upstream)
-    starters: dict[str, Callable[[Parts, int], SetUp]] = {"A": _start_a, "B": _start_b, "C": _start_c}
+    starters: dict[str, Callable[[Parts, int], SetUp]] = {
+        "A": _start_a,
+        "B": partial(_start_b, engine_s=bare_engine_s),
+        "C": _start_c,
+    }
     try:
         for key in keys:
             parts.set_ups.append(starters[key](parts, upstream))
@@ -76,9 +84,9 @@ def _start_a(parts: Parts, upstream: int) -> SetUp:
     return _start_envoy(parts, "A", upstream, None, {})
 
 
-def _start_b(parts: Parts, upstream: int) -> SetUp:
+def _start_b(parts: Parts, upstream: int, engine_s: float) -> SetUp:
     engine_port, processor_port = envoy.free_port(), envoy.free_port()
-    engine = _start_module(parts, "B-engine", "bench.overhead.echo", "engine", _address(engine_port))
+    engine = _start_module(parts, "B-engine", "bench.overhead.echo", "engine", _address(engine_port), str(engine_s))
     _wait_for_port(engine, engine_port)
     addresses = (_address(processor_port), _address(engine_port))
     processor = _start_module(parts, "B-processor", "bench.overhead.echo", "processor", *addresses)
