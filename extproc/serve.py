@@ -83,7 +83,7 @@ _CLOSE_LIMIT_S = 2.0
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
-_KEPT_BYTES = 128 * 1024 * 1024
+_KEPT_BYTES = 64 * 1024 * 1024
 """Freed at the end of the heap and not given back."""
 _LARGEST_ON_HEAP = 32 * 1024 * 1024
 """What glibc takes at most. Its own rule begins at 128 KB and follows what is freed; set, it stays."""
