@@ -15,7 +15,7 @@ from extproc.serve import _keep_freed_memory
 {first}
 
 def copies():
-    return len([bytes(5_000_000) for _ in range(5)])
+    return len([b"x" * (5_000_000 + n) for n in range(5)])
 
 for _ in range(3):
     copies()
