@@ -88,7 +88,7 @@ _KEPT_BYTES = 64 * 1024 * 1024
 _LARGEST_ON_HEAP = 32 * 1024 * 1024
 """What glibc takes at most. Its own rule begins at 128 KB and follows what is freed; set, it stays."""
 
-_TAKING_SHARE = 0.25
+_TAKING_SHARE = 0.5
 """Of the seconds to end: where nobody heeds the notice new requests never stop coming, and those that run shall end."""
 
 
