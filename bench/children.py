@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 
 from extproc.stack.child import Child
 
-__all__ = ["ENVOY_THREADS", "STOP_LIMIT_S", "PartsError", "accepts", "fetch", "wait"]
+__all__ = ["ENVOY_THREADS", "STOP_LIMIT_S", "PartsError", "accepts", "wait"]
 
 ENVOY_THREADS = 2
 """As `extproc up` starts it."""
 STOP_LIMIT_S = 8.0
 _READY_LIMIT_S = 30.0
-
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class PartsError(Exception):
@@ -41,13 +37,3 @@ def accepts(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def fetch(url: str) -> bytes | None:
-    """The body of a 200; None for anything else."""
-    try:
-        with _direct.open(url, timeout=2.5) as response:
-            body: bytes = response.read()
-            return body
-    except (urllib.error.URLError, OSError):
-        return None

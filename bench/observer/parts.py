@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.children import ENVOY_THREADS, STOP_LIMIT_S, PartsError, accepts, fetch, wait
+from bench.children import ENVOY_THREADS, STOP_LIMIT_S, PartsError, accepts, wait
 from bench.observer.recording import Recording, load
 from bench.observer.transcript import ANSWER_HEADER, Answer, chunks, question
 from extproc import names
@@ -22,6 +22,7 @@ from extproc.cli import GRPC_EXPERIMENTS
 from extproc.stack import envoy
 from extproc.stack.child import Child
 from extproc.stack.envoy import Address
+from extproc.stack.loopback import fetch
 
 __all__ = ["Parts", "Server", "counters", "envoy_version"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uuid_utils
 
-from bench.children import ENVOY_THREADS, STOP_LIMIT_S, PartsError, accepts, fetch, wait
+from bench.children import ENVOY_THREADS, STOP_LIMIT_S, PartsError, accepts, wait
 from bench.overhead import envoy_config
 from bench.overhead.payload import AGENT_ID, MEMORIES, ORG_ID, USER_ID
 from extproc.memory.model import Namespace, new_memory
@@ -23,6 +23,7 @@ from extproc.memory.store import open_store
 from extproc.settings import StoreSettings, load
 from extproc.stack import envoy
 from extproc.stack.child import Child
+from extproc.stack.loopback import fetch
 
 __all__ = ["ROLES", "TITLES", "Parts", "SetUp", "start"]
 

@@ -17,8 +17,6 @@ import socket
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -31,15 +29,13 @@ from extproc.memory.demo import Demo, DemoError
 from extproc.settings import ProcessSettings, StoreSettings, load
 from extproc.stack import certs, envoy, keys, valkey
 from extproc.stack.child import Child
+from extproc.stack.loopback import fetch
 from extproc.turns.trace_commands import URL_FILE
 
 if TYPE_CHECKING:
     from extproc.memory.database import Database
 
 __all__ = ["Stack", "StackError", "is_running", "run"]
-
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""For our own loopback URLs: a proxy of the environment has no business there."""
 
 _READY_LIMIT_S = 45.0
 """For those that start together."""
@@ -379,7 +375,7 @@ def _start_gate(stack: Stack, address: envoy.Address, auth: envoy.Address, envir
     stack.gate_admin = f"http://{admin}"
 
     def has_both() -> bool:
-        ready = _get(f"http://{admin}/ready")
+        ready = fetch(f"http://{admin}/ready")
         return ready is not None and set(json.loads(ready)["dependencies"].values()) == {"ok"}
 
     return _Started(child, has_both)
@@ -426,7 +422,7 @@ def _start_filter(
     stack.admin = f"http://{admin}"
 
     def has_engine() -> bool:
-        ready = _get(f"http://{admin}/ready")
+        ready = fetch(f"http://{admin}/ready")
         return ready is not None and json.loads(ready)["dependencies"]["engine"] == "ok"
 
     return _Started(child, has_engine)
@@ -469,17 +465,7 @@ def _wait(parts: Sequence[_Part], stopping: threading.Event) -> None:
 
 
 def _answers(url: str) -> Callable[[], bool]:
-    return lambda: _get(url) is not None
-
-
-def _get(url: str) -> bytes | None:
-    """The body of a 200; None for anything else."""
-    try:
-        with _direct.open(url, timeout=2.5) as response:
-            body: bytes = response.read()
-            return body
-    except (urllib.error.URLError, OSError):
-        return None
+    return lambda: fetch(url) is not None
 
 
 def _collector(endpoint: str) -> envoy.Address | None:
